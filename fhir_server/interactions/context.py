@@ -1,0 +1,43 @@
+"""Server: the collaborators, built once in app.py or in a test. Context: who asks, when, how strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from fhir_server.auth.policy import Policy, Principal
+from fhir_server.search.registry import Registry
+from fhir_server.store.protocol import Cause, Event, Store
+
+if TYPE_CHECKING:
+    from fhir_server.settings import Settings
+    from fhir_server.validation import Validator
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Everything an interaction needs; no globals, no singletons."""
+
+    store: Store
+    registry: Registry  # search parameters
+    validator: Validator
+    policy: Policy
+    settings: Settings
+    now: Callable[[], datetime]  # aware, UTC
+    new_id: Callable[[], str]
+    committed: list[Callable[[list[Event]], None]] = field(default_factory=list)  # told after each commit, in process
+    closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    rooms: dict[str, Any] = field(default_factory=dict)  # collaborators of upper layers, by their module's name
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One request (or one act of the automation)."""
+
+    principal: Principal
+    base: str  # absolute base URL as the client addressed it, no trailing slash: "http://localhost:8080/fhir"
+    request_id: str = ""
+    lenient: bool = False  # Prefer: handling=lenient
+    cause: Cause = Cause()

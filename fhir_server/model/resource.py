@@ -1,0 +1,87 @@
+"""A resource is a mapping: exact JSON in, exact JSON out. https://hl7.org/fhir/R4/json.html
+
+Decimals stay `decimal.Decimal` with every digit that was sent (`1.00` is not `1.0`: R4 datatypes, decimal);
+key order and `_element` siblings are kept. Duplicate keys and deep nesting are refused, because the first would hide
+what the second reader sees and the second would exhaust the stack.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from fhir_server.errors import Malformed
+
+Resource = dict[str, Any]
+
+MAX_DEPTH = 100  # no legal R4 resource comes near; recursion in Python stops near 1,000
+MAX_INTEGER = 2**63 - 1  # BSON and R4 integers both end before this
+
+_decoder = msgspec.json.Decoder(float_hook=Decimal)
+_encoder = msgspec.json.Encoder(decimal_format="number")
+_KEY = re.compile(rb'"\s*:')
+
+
+def load(body: bytes) -> Resource:
+    """Bytes of one JSON object → mapping. Raises Malformed (400) naming what is wrong and where."""
+    try:
+        value = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"The body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise Malformed(f"The body is nested deeper than {MAX_DEPTH} levels") from None
+    if not isinstance(value, dict):
+        raise Malformed("The body must be one JSON object")
+    # Each key ends in `"` and a colon; a text may hold the same bytes, which only sends us the slow way.
+    if len(_KEY.findall(body)) != _count_keys(value, MAX_DEPTH):
+        _refuse_duplicates(body)
+    return value
+
+
+def dump(resource: Any) -> bytes:
+    """Mapping → compact UTF-8 JSON bytes, digits and key order as they are."""
+    return _encoder.encode(resource)
+
+
+def pretty(raw: bytes) -> bytes:
+    """The same JSON, indented (`_pretty=true`)."""
+    return msgspec.json.format(raw, indent=2)
+
+
+def _count_keys(value: dict[str, Any], depth: int) -> int:
+    if depth == 0:
+        raise Malformed(f"The body is nested deeper than {MAX_DEPTH} levels")
+    count = len(value)
+    for item in value.values():
+        if type(item) is dict:
+            count += _count_keys(item, depth - 1)
+        elif type(item) is list:
+            count += _count_list(item, depth - 1)
+    return count
+
+
+def _count_list(value: list[Any], depth: int) -> int:
+    if depth == 0:
+        raise Malformed(f"The body is nested deeper than {MAX_DEPTH} levels")
+    count = 0
+    for item in value:
+        if type(item) is dict:
+            count += _count_keys(item, depth - 1)
+        elif type(item) is list:
+            count += _count_list(item, depth - 1)
+    return count
+
+
+def _refuse_duplicates(body: bytes) -> None:
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise Malformed(f"The key {key!r} occurs twice in one JSON object")
+            seen.add(key)
+
+    json.loads(body, object_pairs_hook=unique, parse_float=str, parse_int=str)

@@ -1,0 +1,64 @@
+"""Every setting, with its environment variable and default, in one frozen dataclass. Read only by app.py and cli.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fhir_server.errors import FhirError
+
+
+def _default_data_dir() -> Path:
+    home = os.environ.get("XDG_DATA_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "share") / "fhir-server"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`help` is what the command line and docs/settings.md print; the environment variable is FHIR_ + the name."""
+
+    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on"})
+    port: int = field(default=8080, metadata={"help": "port to listen on; 0 picks a free one"})
+    base_path: str = field(default="/fhir", metadata={"help": "path of the FHIR base"})
+    public_url: str = field(default="", metadata={"help": "base URL as clients see it, behind a proxy"})
+    data_dir: Path = field(default_factory=_default_data_dir, metadata={"help": "where the embedded MongoDB and keys live"})
+    mongo_url: str = field(default="", metadata={"help": "replica set or sharded cluster; empty starts an embedded mongod"})
+    database: str = field(default="fhir", metadata={"help": "database name"})
+    mongo_cache_mb: int = field(default=512, metadata={"help": "cache of the embedded mongod, MiB"})
+    workers: int = field(default=1, metadata={"help": "processes that answer requests"})
+    open: bool = field(default=False, metadata={"help": "serve without authorization; refused on any address but loopback"})
+    automation: bool = field(default=True, metadata={"help": "run the hooks engine inside serve"})
+    max_body_mb: int = field(default=64, metadata={"help": "largest request body, unpacked, MiB"})
+    max_bundle_entries: int = field(default=10_000, metadata={"help": "largest batch or transaction"})
+    max_page: int = field(default=1_000, metadata={"help": "largest _count"})
+    default_page: int = field(default=50, metadata={"help": "_count where the client gives none"})
+    slow_search_ms: int = field(default=500, metadata={"help": "searches slower than this are logged with their plan"})
+    log_level: str = field(default="info", metadata={"help": "debug, info, warning or error"})
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: Any) -> Settings:
+        """Environment first, then what the command line gave (None means not given). Raises FhirError on a bad value."""
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            variable = "FHIR_" + item.name.upper()
+            text = environment.get(variable)
+            if text is not None and text != "":
+                values[item.name] = _parse(variable, text, item.type)
+        values.update({name: value for name, value in given.items() if value is not None})
+        return cls(**values)
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    try:
+        if kind in ("int", int):
+            return int(text)
+        if kind in ("bool", bool):
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        if kind in ("Path", Path):
+            return Path(text)
+    except (ValueError, KeyError):
+        raise FhirError(f"{variable}={text!r} is not a valid value") from None
+    return text

@@ -1,0 +1,158 @@
+"""What the rest of the server may ask of the store; nothing here knows MongoDB.
+
+A change is a value (`Put`); `Store.commit` decides once: precondition, current version, superseded version to history,
+outbox event, all in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Key = tuple[str, str]  # (resource type, id)
+Entries = Mapping[str, Any]  # search entries: field name under `s` → value; made by search/index.py
+Method = Literal["create", "update", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One version as the store has it. `raw` is the JSON that is served as it is; a deleted version has none."""
+
+    resource_type: str
+    id: str
+    version: int
+    updated: int  # meta.lastUpdated, milliseconds since 1970-01-01 UTC
+    raw: bytes
+    deleted: bool = False
+    method: Method = "create"
+    patients: tuple[str, ...] = ()  # ids of the Patients whose compartments hold it
+    entries: Entries = field(default_factory=dict)  # only filled where asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a change was made: empty for a client's own write, otherwise the chain of outbox events that led to it."""
+
+    chain: tuple[str, ...] = ()  # event ids, oldest first; longer than 8 stops (hooks: loops)
+    rule: str = ""  # canonical|version of the rule that proposed the change
+    agent: str = ""  # who wrote: client or user reference, or the automation device
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A promise that these criteria had no match: `holder` is the stale claim seen before searching, if there was one."""
+
+    key: str
+    holder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """One version to be written. `previous` is the current version it supersedes (None: nothing may be there)."""
+
+    stored: Stored
+    previous: Stored | None = None
+    claim: Claim | None = None
+    cause: Cause = Cause()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One committed change, as the outbox keeps it until every hook has dealt with it."""
+
+    id: str  # sorts in commit order within one process; 32 hex digits
+    resource_type: str
+    resource_id: str
+    version: int
+    method: Method
+    updated: int  # ms
+    patients: tuple[str, ...]
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A MongoDB index wanted on a collection of current versions. `keys`: (path, 1|-1); partial: a filter or None."""
+
+    name: str
+    keys: tuple[tuple[str, int], ...]
+    partial: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    """One indexed find over current versions of one type. Filters use the paths of `store/documents.py`."""
+
+    resource_type: str
+    filter: Mapping[str, Any]
+    sort: tuple[tuple[str, int], ...] = ()
+    limit: int = 0
+    raw: bool = True  # False: ids, versions and entries only
+    entries: tuple[str, ...] = ()  # which entries to return (names under `s`); ("*",) for all
+    hint: str | None = None  # index name
+    snapshot: Any = None  # opaque token from an earlier Find of the same request: read the same moment
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    versions: list[Stored]  # newest first
+    more: bool
+
+
+class Changed(Exception):
+    """A Put's precondition no longer holds: somebody else wrote first. `keys` says where; the caller decides."""
+
+    def __init__(self, keys: Sequence[Key], claims: Sequence[str] = ()) -> None:
+        super().__init__(f"changed meanwhile: {', '.join('/'.join(key) for key in keys)}")
+        self.keys = tuple(keys)
+        self.claims = tuple(claims)
+
+
+# Work to be done in the very transaction of a commit; made by the store's own modules (outbox, timers) for others to pass in.
+Extra = Callable[[Any], Awaitable[None]]
+
+
+class Store(Protocol):
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    async def ready(self) -> bool: ...
+
+    async def read(self, resource_type: str, id: str) -> Stored | None:
+        """The current version (a deleted one included), None if there never was one. Concurrent reads share one command."""
+
+    async def read_version(self, resource_type: str, id: str, version: int) -> Stored | None: ...
+
+    async def read_many(self, keys: Sequence[Key]) -> dict[Key, Stored]: ...
+
+    async def commit(self, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
+        """All or nothing, durable (w: majority, j: true) when it returns. Raises Changed or errors.Unavailable."""
+
+    async def claim_holder(self, key: str) -> str: ...
+
+    async def find(self, find: Find) -> list[Stored]: ...
+
+    async def count(self, resource_type: str, filter: Mapping[str, Any], limit: int = 0) -> int: ...
+
+    async def explain(self, find: Find) -> dict[str, Any]: ...
+
+    async def snapshot(self) -> Any:
+        """A token that makes several Finds see one moment."""
+
+    async def history(
+        self,
+        resource_type: str | None,
+        id: str | None,
+        *,
+        since: int | None,
+        until: int | None,
+        before: tuple[int, str, int] | None,
+        limit: int,
+        patients: frozenset[str] | None,
+    ) -> HistoryPage: ...
+
+    def scan(self, resource_type: str, *, batch_bytes: int = 4_000_000) -> AsyncIterator[Stored]:
+        """Every current version in `_id` order, streamed; for export and reindex."""
+
+    async def resource_types(self) -> list[str]:
+        """The types that have (or had) resources."""
