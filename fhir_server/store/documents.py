@@ -8,7 +8,7 @@ current (one collection per resource type)
 history (one collection)
     _id  "Type/id/v"          rt, id, v, t, d, m, raw, p as above
 outbox (one collection)
-    _id  event id             rt, id, v, m, t, p, c (cause: chain), r (cause: rule), a (cause: agent); the worker's fields: outbox.py
+    _id  event id             rt, id, v, m, t, p; cause: c chain, r rule, a agent; the worker's fields: see outbox.py
 claims (one collection)
     _id  hash of criteria     h  holder (unique per claim)                   at date, expires by TTL
 """

@@ -212,7 +212,9 @@ class EmbeddedMongo:
         if process is not None and process.poll() is not None:
             raise Unavailable(f"mongod ended with code {process.returncode}; its log is {self.data_dir / 'mongod.log'}")
         if time.monotonic() > deadline:
-            raise Unavailable(f"mongod did not become ready within {START_SECONDS:.0f} s; see {self.data_dir / 'mongod.log'}")
+            raise Unavailable(
+                f"mongod did not become ready within {START_SECONDS:.0f} s; see {self.data_dir / 'mongod.log'}"
+            )
 
     def _supervise(self, binary: Path) -> None:
         while not self._stopping.is_set():

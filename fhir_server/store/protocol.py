@@ -7,6 +7,7 @@ outbox event, all in one transaction.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -136,8 +137,8 @@ class Store(Protocol):
 
     async def explain(self, find: Find) -> dict[str, Any]: ...
 
-    async def snapshot(self) -> Any:
-        """A token that makes several Finds see one moment."""
+    def snapshot(self) -> AbstractAsyncContextManager[Any]:
+        """`async with store.snapshot() as moment:` makes several Finds (their `snapshot=moment`) see one moment."""
 
     async def history(
         self,
@@ -151,8 +152,20 @@ class Store(Protocol):
         patients: frozenset[str] | None,
     ) -> HistoryPage: ...
 
-    def scan(self, resource_type: str, *, batch_bytes: int = 4_000_000) -> AsyncIterator[Stored]:
-        """Every current version in `_id` order, streamed; for export and reindex."""
+    def scan(
+        self, resource_type: str, *, after: str = "", filter: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Stored]:
+        """Every live current version with an id above `after`, in id order, streamed; for export and reindex."""
+
+    async def replace_entries(self, resource_type: str, changes: Sequence[Stored]) -> int:
+        """Write entries and patients anew (reindex) where `version` is still current; returns how many were."""
+
+    async def ensure_indexes(self, resource_type: str) -> None:
+        """Build what the registry wants and the collection lacks; returns when the indexes can be used."""
+
+    async def setting(self, name: str) -> dict[str, Any] | None: ...
+
+    async def set_setting(self, name: str, value: Mapping[str, Any]) -> None: ...
 
     async def resource_types(self) -> list[str]:
         """The types that have (or had) resources."""

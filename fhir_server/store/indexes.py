@@ -1,0 +1,97 @@
+"""Collections and their indexes: made on first use, checked at the start; nothing is served without the index it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import CollectionInvalid
+from pymongo.operations import IndexModel
+
+from fhir_server.store import documents as d
+from fhir_server.store.protocol import Index
+
+CLAIM_SECONDS = 86_400  # a claim only matters while two equal requests overlap
+
+# What every collection of current versions has, whatever its search parameters.
+SYSTEM_INDEXES = (
+    Index("_updated", ((d.UPDATED, -1), (d.ID, 1))),
+    Index("_patient", ((d.PATIENTS, 1), (d.UPDATED, -1), (d.ID, 1)), {d.PATIENTS: {"$exists": True}}),
+)
+
+_OWN: dict[str, list[IndexModel]] = {
+    d.HISTORY: [
+        IndexModel([("rt", 1), ("id", 1), (d.VERSION, -1)], name="version"),
+        IndexModel([("rt", 1), (d.UPDATED, -1), ("id", 1), (d.VERSION, -1)], name="type"),
+        IndexModel([(d.UPDATED, -1), ("rt", 1), ("id", 1), (d.VERSION, -1)], name="system"),
+        IndexModel(
+            [(d.PATIENTS, 1), (d.UPDATED, -1)], name="patient", partialFilterExpression={d.PATIENTS: {"$exists": True}}
+        ),
+    ],
+    d.OUTBOX: [],
+    d.CLAIMS: [IndexModel([("at", 1)], name="at", expireAfterSeconds=CLAIM_SECONDS)],
+    d.SETTINGS: [],
+}
+
+
+class Collections:
+    """Knows which collections exist with their indexes; `ensure` is free after the first time."""
+
+    def __init__(self, database: AsyncDatabase[dict[str, Any]], wanted: Callable[[str], Sequence[Index]]) -> None:
+        self._database = database
+        self._wanted = wanted
+        self._ready: dict[str, asyncio.Task[None]] = {}
+
+    async def open(self) -> None:
+        names = set(await self._database.list_collection_names())
+        for name, models in _OWN.items():
+            if name not in names:
+                await self._create(name)
+            if models:
+                await self._database[name].create_indexes(models)
+        types = [name for name in names if name[:1].isupper()]
+        await asyncio.gather(*(self.ensure(name) for name in types))
+
+    async def types(self) -> list[str]:
+        return sorted(name for name in await self._database.list_collection_names() if name[:1].isupper())
+
+    async def ensure(self, resource_type: str) -> None:
+        task = self._ready.get(resource_type)
+        if task is None:
+            task = self._ready[resource_type] = asyncio.create_task(self.build(resource_type))
+        if not task.done():
+            try:
+                await asyncio.shield(task)
+            except Exception:
+                self._ready.pop(resource_type, None)
+                raise
+
+    async def build(self, resource_type: str) -> None:
+        """Create what is missing, drop what nobody wants any more (ours have names that change with their keys)."""
+        wanted = {index.name: index for index in (*SYSTEM_INDEXES, *self._wanted(resource_type))}
+        collection = self._database[resource_type]
+        await self._create(resource_type)
+        present = {index["name"] async for index in await collection.list_indexes()}
+        missing = [_model(index) for name, index in wanted.items() if name not in present]
+        if missing:
+            await collection.create_indexes(missing)
+        for name in present - set(wanted) - {"_id_"}:
+            await collection.drop_index(name)
+
+    async def _create(self, name: str) -> None:
+        try:
+            await self._database.create_collection(name, check_exists=False)
+        except CollectionInvalid:
+            return
+        except Exception as error:
+            if getattr(error, "code", None) != 48:  # NamespaceExists
+                raise
+
+
+def _model(index: Index) -> IndexModel:
+    options: dict[str, Any] = {"name": index.name}
+    if index.partial is not None:
+        options["partialFilterExpression"] = dict(index.partial)
+    return IndexModel(list(index.keys), **options)
