@@ -5,94 +5,252 @@ How to ask, in this order, and for every entry of a bundle as for a request of i
 1. `policy.may(principal, interaction, resource_type)` before anything is looked at. It raises Unauthorized (nobody) or
    Forbidden (no scope for it), and decides from the token alone: its answer never depends on what is stored, so
    a 403 says nothing about what exists.
-2. `restriction = policy.restrict(principal, interaction)(resource_type)`:
-   searches put it inside the filter of *every* find (main, chain, `_has`, include, revinclude, count), each find with
-   its own type: hand `policy.restrict(principal, "search")` to `search` and it does that;
-   a loaded version is shown only when `restriction.allows(stored.patients, stored.entries)`. If not, answer exactly
-   as if it had never existed: the same NotFound, headers and body. The same holds for history and vread: each
-   version is judged by its own compartments.
-3. Writes judge both sides with the restriction of *their* interaction: the version they replace (not allowed: as if it
-   did not exist, so an update becomes a create that is refused below, a delete or patch a 404) and the new one
-   (not allowed: `policy.refuse_write()`); see `may_write`.
+2. Searches: `policy.restrict(principal)` is the `Restrict` that `search` puts inside the filter of *every* find (main,
+   chain, `_has`, include, revinclude, count), each find with its own type. `policy.compartments(…)` is the coarse
+   patient set for `store.history`.
+3. A loaded version is shown only if `policy.sees(principal, interaction, stored)`. If not, answer exactly as if it had
+   never existed: the same NotFound, headers and body. History and vread judge each version by its own compartments.
+4. Writes judge both sides: the version they replace by `policy.sees(principal, "update"…, previous)` (if not: to this
+   caller nothing is there; a patch or delete is the 404 of an unknown id, and an update or create is refused with
+   `policy.refuse_write`, which is also what an unknown id outside the reach gets), and the new one by
+   `policy.check_write(principal, interaction, stored)` with `patients` and `entries` filled.
 
 Interaction names: read vread history create update patch delete search history-type history-system conditional-create
 conditional-update conditional-patch conditional-delete transaction batch capabilities operation:$name.
-An interaction or operation this table does not know needs every permission on every type: fail closed.
+An interaction or operation the tables do not know needs every permission on every type: fail closed.
 
 Narrower views: `system/` scopes see every patient; `user/` scopes what the user may see (everyone, the care teams'
 patients, oneself, one's proxies); `patient/` scopes the launch patient and only while the user may see that one.
-Types that are nobody's record (Organization, Practitioner, Questionnaire, …) can be read by all of them, and
-written only by those who are not limited to some patients. What has no patient and is not such a type is
-invisible to whoever is limited. AuditEvent is for administrators.
+Types that are nobody's record (SHARED) can be read by all of them, and written only by those who are not limited to
+some patients. What has no patient and is not such a type is invisible to whoever is limited. AuditEvent is for
+administrators. Labels R and V (`meta.security`) need the clearance; a patient's Consent can take that patient out.
+
+Differs from the R4 patient compartment: a Group is not shown to whoever is limited, because it names other patients.
 
 https://hl7.org/fhir/smart-app-launch/STU2.2/scopes-and-launch-context.html
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fhir_server.auth.principal import Principal
 from fhir_server.auth.scopes import PERMISSIONS, Scope
 from fhir_server.errors import Forbidden, Unauthorized
-
-if TYPE_CHECKING:
-    from fhir_server.search.restrict import Restrict, Restriction
+from fhir_server.model.resource import load
+from fhir_server.search.restrict import EVERYTHING, NOTHING, Alternative, Restrict, Restriction
+from fhir_server.store.protocol import Stored
 
 __all__ = ["Policy", "Principal"]
 
-# What an interaction needs on its type: any one of the letters of each string, all strings.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "read": ("r",),
-    "vread": ("r",),
-    "history": ("r",),
-    "search": ("s",),
-    "history-type": ("s",),
-    "history-system": ("s",),
-    "create": ("c",),
-    "update": ("u",),
-    "patch": ("u",),
-    "delete": ("d",),
-    "conditional-create": ("c",),
-    "conditional-update": ("u", "c"),
-    "conditional-patch": ("u",),
-    "conditional-delete": ("d",),
+Matches = Callable[[str, tuple[tuple[str, str], ...], Mapping[str, Any], Mapping[str, Any]], bool]
+
+# What an interaction needs on its type: all of these permissions.
+NEEDS: Mapping[str, str] = {
+    "read": "r",
+    "vread": "r",
+    "history": "r",
+    "search": "s",
+    "history-type": "s",
+    "history-system": "s",
+    "create": "c",
+    "update": "u",
+    "patch": "u",
+    "delete": "d",
+    "conditional-create": "c",
+    "conditional-update": "cu",
+    "conditional-patch": "u",
+    "conditional-delete": "d",
+    "operation:$everything": "rs",
+    "operation:$export": "rs",
+    "operation:$explain": "rs",
+    "operation:$lastn": "s",
+    "operation:$meta": "r",
+    "operation:$apply": "r",
+    "operation:$events": "r",
+    "operation:$status": "r",
 }
-# Interactions that only carry others, each of which is asked for itself.
-CARRIERS = frozenset({"transaction", "batch", "capabilities"})
+# Carry others, each of which is asked for itself, or show nothing of a record.
+NEED_A_TOKEN = frozenset(
+    {
+        "transaction",
+        "batch",
+        "capabilities",
+        "operation:$validate",
+        "operation:$expand",
+        "operation:$lookup",
+        "operation:$translate",
+        "operation:$validate-code",
+        "operation:$subsumes",
+    }
+)
+
+# Nobody's record: actors of the health system and definitions. Without patient content by their own definition in R4.
+SHARED = frozenset(
+    ["ActivityDefinition", "CapabilityStatement", "ChargeItemDefinition", "CodeSystem", "CompartmentDefinition", "ConceptMap", "Endpoint", "EventDefinition", "ExampleScenario", "GraphDefinition", "HealthcareService", "ImplementationGuide", "InsurancePlan", "Library", "Location", "Measure", "Medication", "MedicationKnowledge", "MessageDefinition", "NamingSystem", "OperationDefinition", "Organization", "OrganizationAffiliation", "PlanDefinition", "Practitioner", "PractitionerRole", "Questionnaire", "SearchParameter", "Slot", "StructureDefinition", "StructureMap", "Substance", "TerminologyCapabilities", "ValueSet"]
+)
+HIDDEN_FROM_LIMITED = frozenset({"Group"})
+
+CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
+_LABELS = {"N": ("R", "V"), "R": ("V",), "V": ()}  # clearance → labels that stay hidden
 
 
 class Policy:
-    """Stateless: everything it needs to know is in the Principal. One instance in `Server.policy`."""
+    """Stateless: what it needs to know is in the Principal. One instance in `Server.policy`.
+
+    `matches(resource_type, parameters, resource, entries)` says whether a resource matches search pairs, for scopes
+    that are narrowed; without it such scopes let nothing be read by id.
+    """
+
+    def __init__(self, matches: Matches | None = None) -> None:
+        self._matches = matches
 
     def may(self, principal: Principal, interaction: str, resource_type: str | None = None) -> None:
-        """Returns if the interaction may go on (narrowed by `restrict`); raises Unauthorized or Forbidden."""
+        """Returns if the interaction may go on (within `restrict` and `sees`); raises Unauthorized or Forbidden."""
         if principal.everything:
             return
         if not principal.subject:
             raise Unauthorized("An access token is needed")
-        if interaction in CARRIERS:
+        if interaction in NEED_A_TOKEN:
             return
-        for letters in NEEDS.get(interaction, tuple(PERMISSIONS)):
-            if not any(self._scopes(principal, letter, resource_type or "*") for letter in letters):
-                raise Forbidden(f"The token allows no {interaction} of {resource_type or 'all types'}")
+        needed = NEEDS.get(interaction)
+        kind = (resource_type or "*") if needed else "*"
+        for permission in needed or PERMISSIONS:
+            if not any(scope.permits(permission, kind) for scope in principal.scopes):
+                raise Forbidden(f"The token's scopes do not allow {_words(interaction, resource_type)}")
+            if kind != "*" and not self._alternatives(principal, permission, kind):
+                raise Forbidden(f"This token's user or context does not allow {_words(interaction, resource_type)}")
 
     def restrict(self, principal: Principal, interaction: str = "search") -> Restrict:
         """The view by resource type, as `search` takes it."""
-        from fhir_server.search.restrict import EVERYTHING, NOTHING
-
         if principal.everything:
-            return lambda resource_type: EVERYTHING
-        return lambda resource_type: NOTHING
+            return _everything
+        hidden = hidden_labels(principal)
+        permission = NEEDS.get(interaction, "s")[-1]
 
-    def may_write(self, restriction: Restriction, patients: tuple[str, ...], entries: object) -> bool:
-        """Whether the new version lies inside what the principal may write, in every compartment it enters."""
-        return restriction.allows(patients, entries)  # type: ignore[arg-type]
+        def restriction(resource_type: str) -> Restriction:
+            alternatives = self._alternatives(principal, permission, resource_type)
+            if not alternatives:
+                return NOTHING
+            if not hidden:
+                return Restriction(tuple(alternatives))
+            return Restriction(
+                tuple(Alternative(one.patients, (*one.parameters, *hidden), one.excluded) for one in alternatives)
+            )
+
+        return restriction
+
+    def compartments(self, principal: Principal, interaction: str, resource_type: str) -> frozenset[str] | None:
+        """Whose compartments may hold what is visible; None: anybody's, or none is needed. Too wide, never too narrow."""
+        patients: set[str] = set()
+        for one in self.restrict(principal, interaction)(resource_type).alternatives:
+            if one.patients is None:
+                return None
+            patients |= one.patients
+        return frozenset(patients)
+
+    def sees(self, principal: Principal, interaction: str, stored: Stored) -> bool:
+        """Whether this version exists as far as this principal and interaction are concerned."""
+        if principal.everything:
+            return True
+        if _is_hidden(principal, stored):
+            return False
+        permission = NEEDS.get(interaction, "r")[-1]
+        patients = frozenset(stored.patients)
+        for one in self._alternatives(principal, permission, stored.resource_type):
+            if one.patients is not None and not (patients & one.patients):
+                continue
+            if one.excluded and patients & one.excluded:
+                continue
+            if not one.parameters or self._match(one, stored):
+                return True
+        return False
+
+    def check_write(self, principal: Principal, interaction: str, stored: Stored) -> None:
+        """Raises Forbidden unless the new version lies within what may be written, in every compartment it enters."""
+        if principal.everything or stored.deleted:
+            return
+        permission = "c" if interaction.endswith("create") else "u"
+        patients = frozenset(stored.patients)
+        if not _is_hidden(principal, stored):
+            for one in self._alternatives(principal, permission, stored.resource_type):
+                if one.patients is not None and (not patients or not patients <= one.patients):
+                    continue
+                if one.excluded and patients & one.excluded:
+                    continue
+                if not one.parameters or self._match(one, stored):
+                    return
+        raise self.refuse_write(stored.resource_type)
 
     def refuse_write(self, resource_type: str) -> Forbidden:
-        return Forbidden(
-            f"The token does not allow this {resource_type}: it belongs to a record outside the token's reach"
-        )
+        """The same words whatever is or is not there."""
+        return Forbidden(f"The token does not allow this {resource_type}: it is outside the token's reach")
 
-    def _scopes(self, principal: Principal, letter: str, resource_type: str) -> list[Scope]:
-        return [scope for scope in principal.scopes if scope.permits(letter, resource_type)]
+    def _match(self, one: Alternative, stored: Stored) -> bool:
+        if self._matches is None or not stored.raw:
+            return False
+        return self._matches(stored.resource_type, one.parameters, load(stored.raw), stored.entries)
+
+    def _alternatives(self, principal: Principal, permission: str, resource_type: str) -> list[Alternative]:
+        """The ways in that the scopes open, labels apart. Empty: none."""
+        if resource_type == "AuditEvent" and permission != "c":
+            if permission in "ud" or "administrator" not in principal.roles:
+                return []  # kept, not changed, and searched by administrators only
+        found: list[Alternative] = []
+        for scope in principal.scopes:
+            if not scope.permits(permission, resource_type):
+                continue
+            for patients, excluded in _reach(principal, scope, permission):
+                if patients is None:
+                    found.append(Alternative(None, scope.parameters, excluded))
+                elif resource_type in SHARED:
+                    if permission in "rs":
+                        found.append(Alternative(None, scope.parameters))
+                elif resource_type not in HIDDEN_FROM_LIMITED and patients:
+                    found.append(Alternative(patients, scope.parameters, excluded))
+        wide = [one for one in found if one.patients is None and not one.parameters]
+        return wide[:1] or list(dict.fromkeys(found))
+
+
+def _reach(
+    principal: Principal, scope: Scope, permission: str
+) -> Iterator[tuple[frozenset[str] | None, frozenset[str]]]:
+    """Whose compartments this scope opens for this principal, and whose consent closes them; nothing: no way in."""
+    own = principal.patients
+    if scope.context == "system":
+        yield None, principal.excluded
+        return
+    administrator = "administrator" in principal.roles
+    if "lab" in principal.roles and not administrator and permission != "c":
+        return
+    if scope.context == "patient":
+        if principal.patient and (own is None or principal.patient in own):
+            yield frozenset({principal.patient}), principal.excluded
+    elif principal.fhir_user or administrator:
+        yield own, principal.excluded
+
+
+def hidden_labels(principal: Principal) -> tuple[tuple[str, str], ...]:
+    """Search pairs that keep out what the principal has no clearance for."""
+    labels = _LABELS.get(principal.clearance, ("R", "V"))
+    if not labels:
+        return ()
+    return (("_security:not", ",".join(f"{CONFIDENTIALITY}|{label}" for label in labels)),)
+
+
+def _is_hidden(principal: Principal, stored: Stored) -> bool:
+    labels = _LABELS.get(principal.clearance, ("R", "V"))
+    # Most resources carry no label at all, and parsing costs more than the rest of the decision.
+    if not labels or b'"security"' not in stored.raw:
+        return False
+    security = (load(stored.raw).get("meta") or {}).get("security") or ()
+    return any(label.get("system") == CONFIDENTIALITY and label.get("code") in labels for label in security)
+
+
+def _everything(resource_type: str) -> Restriction:
+    return EVERYTHING
+
+
+def _words(interaction: str, resource_type: str | None) -> str:
+    return f"{interaction} of {resource_type}" if resource_type else interaction

@@ -16,10 +16,12 @@ class Alternative:
     """One way in: within the compartments of `patients` (None: anybody's) and matching every one of `parameters`.
 
     `parameters` are search pairs as they stand in a URL, unescaped: `("category", "http://…|laboratory")`.
+    `excluded`: patients whose consent denies it; what is in a compartment of one of them is not visible.
     """
 
     patients: frozenset[str] | None = None
     parameters: tuple[tuple[str, str], ...] = ()
+    excluded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Restriction:
 
     @property
     def everything(self) -> bool:
-        return any(a.patients is None and not a.parameters for a in self.alternatives)
+        return any(a.patients is None and not a.parameters and not a.excluded for a in self.alternatives)
 
     @property
     def nothing(self) -> bool:
