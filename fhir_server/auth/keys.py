@@ -72,15 +72,14 @@ class Keys:
 
     async def open(self) -> None:
         """Loads the keys, makes the first one where there is none."""
-        await self._load()
-        if self._signer is None:
-            await self._credentials.add_first_key(await asyncio.to_thread(self._new_key))
-            for _ in range(100):  # the process that was first may still be writing it
-                await self._load()
-                if self._signer is not None:
-                    return
-                await asyncio.sleep(0.05)
-            raise FhirError("The database has no usable signing key; run `fhir-server keys rotate`")
+        if await self._load():
+            return
+        await self._credentials.add_first_key(await asyncio.to_thread(self._new_key))
+        for _ in range(100):  # the process that was first may still be writing it
+            if await self._load():
+                return
+            await asyncio.sleep(0.05)
+        raise FhirError("The database has no usable signing key; run `fhir-server keys rotate`")
 
     async def rotate(self) -> str:
         """A new key signs from now on; the old ones stay published until the last token they signed has expired."""
@@ -119,7 +118,7 @@ class Keys:
         if not 0 <= self._now() - self._read_at < RELOAD_SECONDS:
             await self._load()
 
-    async def _load(self) -> None:
+    async def _load(self) -> bool:
         now = self._now()
         keys = [key for key in await self._credentials.all_keys() if not key.expires or key.expires > now]
         self._read_at = now
@@ -128,6 +127,7 @@ class Keys:
         youngest = next((key for key in keys if not key.expires), None)
         if youngest is not None and (self._signer is None or self._signer.kid != youngest.kid):
             self._signer = Signer(youngest.kid, RSAAlgorithm.from_jwk(json.loads(self._decrypt(youngest))))
+        return self._signer is not None
 
     def _new_key(self) -> SigningKey:
         private = rsa.generate_private_key(public_exponent=65537, key_size=2048)

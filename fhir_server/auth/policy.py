@@ -87,9 +87,16 @@ NEED_A_TOKEN = frozenset(
 )
 
 # Nobody's record: actors of the health system and definitions. Without patient content by their own definition in R4.
-SHARED = frozenset(
-    ["ActivityDefinition", "CapabilityStatement", "ChargeItemDefinition", "CodeSystem", "CompartmentDefinition", "ConceptMap", "Endpoint", "EventDefinition", "ExampleScenario", "GraphDefinition", "HealthcareService", "ImplementationGuide", "InsurancePlan", "Library", "Location", "Measure", "Medication", "MedicationKnowledge", "MessageDefinition", "NamingSystem", "OperationDefinition", "Organization", "OrganizationAffiliation", "PlanDefinition", "Practitioner", "PractitionerRole", "Questionnaire", "SearchParameter", "Slot", "StructureDefinition", "StructureMap", "Substance", "TerminologyCapabilities", "ValueSet"]
-)
+# fmt: off
+SHARED = frozenset({
+    "ActivityDefinition", "CapabilityStatement", "ChargeItemDefinition", "CodeSystem", "CompartmentDefinition",
+    "ConceptMap", "Endpoint", "EventDefinition", "ExampleScenario", "GraphDefinition", "HealthcareService",
+    "ImplementationGuide", "InsurancePlan", "Library", "Location", "Measure", "Medication", "MedicationKnowledge",
+    "MessageDefinition", "NamingSystem", "OperationDefinition", "Organization", "OrganizationAffiliation",
+    "PlanDefinition", "Practitioner", "PractitionerRole", "Questionnaire", "SearchParameter", "Slot",
+    "StructureDefinition", "StructureMap", "Substance", "TerminologyCapabilities", "ValueSet",
+})
+# fmt: on
 HIDDEN_FROM_LIMITED = frozenset({"Group"})
 
 CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
@@ -194,9 +201,8 @@ class Policy:
 
     def _alternatives(self, principal: Principal, permission: str, resource_type: str) -> list[Alternative]:
         """The ways in that the scopes open, labels apart. Empty: none."""
-        if resource_type == "AuditEvent" and permission != "c":
-            if permission in "ud" or "administrator" not in principal.roles:
-                return []  # kept, not changed, and searched by administrators only
+        if resource_type == "AuditEvent" and not _may_audit(principal, permission):
+            return []
         found: list[Alternative] = []
         for scope in principal.scopes:
             if not scope.permits(permission, resource_type):
@@ -211,6 +217,11 @@ class Policy:
                     found.append(Alternative(patients, scope.parameters, excluded))
         wide = [one for one in found if one.patients is None and not one.parameters]
         return wide[:1] or list(dict.fromkeys(found))
+
+
+def _may_audit(principal: Principal, permission: str) -> bool:
+    """What is written down stays as it is, and administrators only search it."""
+    return permission == "c" or (permission in "rs" and "administrator" in principal.roles)
 
 
 def _reach(

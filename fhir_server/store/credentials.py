@@ -274,7 +274,7 @@ class Credentials:
             upsert=True,
             return_document=ReturnDocument.AFTER,
         )
-        return int(document["n"])
+        return int(document["n"]) if document else 0
 
     async def counted(self, key: str, window: int, now: int) -> int:
         document = await self.passing.find_one({"_id": f"count:{key}:{now // window}"})
