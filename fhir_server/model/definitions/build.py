@@ -21,6 +21,7 @@ STRUCTURE = "http://hl7.org/fhir/StructureDefinition/"
 # Nested elements carry their own children: their type is a definition of its own, named by its path.
 NESTED = ("BackboneElement", "Element")
 # The package spells these as FHIRPath system types; these are the types the pages of R4 give them.
+LANGUAGES = "http://hl7.org/fhir/ValueSet/all-languages"
 SYSTEM_TYPES = {"Resource.id": "id", "Element.id": "string", "Extension.url": "uri"}
 
 
@@ -114,6 +115,8 @@ class Types:
             targets = set()
         binding = element.get("binding", {})
         required = binding["valueSet"].partition("|")[0] if binding.get("strength") == "required" else ""
+        if any(x.get("valueCanonical") == LANGUAGES for x in binding.get("extension", [])) and types == ["code"]:
+            required = LANGUAGES  # the binding itself is only preferred, but its widest value set is this one
         if required:
             self.bindings.add(required)
         flags = ("s" if element.get("isSummary") else "") + ("m" if element.get("isModifier") else "")
