@@ -134,7 +134,8 @@ class Policy:
         if principal.everything:
             return _everything
         hidden = hidden_labels(principal)
-        permission = NEEDS.get(interaction, "s")[-1]
+        # A condition finds by searching: without `s` it finds nothing, or its answer would be a search in disguise.
+        permission = "s" if interaction.startswith("conditional") else NEEDS.get(interaction, "s")[-1]
 
         def restriction(resource_type: str) -> Restriction:
             alternatives = self._alternatives(principal, permission, resource_type)

@@ -1,0 +1,129 @@
+"""Consent resources that deny: who must not see whose record. https://hl7.org/fhir/R4/consent.html
+
+The denying consents are kept in memory: loaded once, then followed through the history of Consent (which shows deletions,
+too), at most every FOLLOW_SECONDS; consents that deny nothing cost no memory.
+
+A provision counts when it is in its period and names the actor or names nobody. Nested provisions are exceptions:
+one that applies decides over its parent, and among siblings a denial wins. A denial limited to a class, code, purpose
+or piece of data denies the whole record here, and such a permit lifts nothing: both err on the side of not showing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fhir_server.errors import BadRequest
+from fhir_server.model.dates import interval
+from fhir_server.model.resource import load
+from fhir_server.store.protocol import Store, Stored
+
+FOLLOW_SECONDS = 2.0
+OVERLAP_MS = 30_000  # history is asked again for this long: writers' clocks differ, and long transactions end late
+LIMITS = ("action", "securityLabel", "purpose", "class", "code", "data", "dataPeriod")
+
+
+class Denials:
+    def __init__(self, store: Store, *, now: Callable[[], float]) -> None:
+        self._store = store
+        self._now = now
+        self._denying: dict[str, Mapping[str, Any]] = {}  # consent id → the resource
+        self._versions: dict[str, int] = {}
+        self._followed = -1.0
+        self._since = 0
+        self._lock = asyncio.Lock()
+
+    async def against(self, reference: str) -> frozenset[str]:
+        """The patients whose consent keeps this actor out; "" asks for an actor nobody names (a backend service)."""
+        await self._follow()
+        now = self._now()
+        return frozenset(
+            patient
+            for consent in self._denying.values()
+            if (patient := patient_of(consent.get("patient")))
+            and verdict(consent.get("provision"), reference, now) == "deny"
+        )
+
+    def forget(self) -> None:
+        """A Consent was committed by this process: look again at the next question."""
+        self._followed = -1.0
+
+    async def _follow(self) -> None:
+        async with self._lock:
+            now = self._now()
+            if self._followed >= 0 and 0 <= now - self._followed < FOLLOW_SECONDS:
+                return
+            if self._followed < 0 and not self._since:
+                async for stored in self._store.scan("Consent"):
+                    self._take(stored)
+            else:
+                await self._take_changes()
+            self._followed = now
+            self._since = int(now * 1000) - OVERLAP_MS
+
+    async def _take_changes(self) -> None:
+        before: tuple[int, str, int] | None = None
+        while True:
+            page = await self._store.history(
+                "Consent", None, since=self._since, until=None, before=before, limit=500, patients=None
+            )
+            for stored in page.versions:
+                self._take(stored)
+                before = (stored.updated, f"Consent/{stored.id}", stored.version)
+            if not page.more or not page.versions:
+                return
+
+    def _take(self, stored: Stored) -> None:
+        if stored.version < self._versions.get(stored.id, 0):
+            return
+        resource = {} if stored.deleted or b'"deny"' not in stored.raw else load(stored.raw)
+        if resource.get("status") == "active":
+            self._denying[stored.id] = {key: resource.get(key) for key in ("patient", "provision")}
+            self._versions[stored.id] = stored.version
+        else:
+            self._denying.pop(stored.id, None)
+            self._versions.pop(stored.id, None)
+
+
+def verdict(provision: Any, reference: str, now: float, *, named: bool = False) -> str:
+    """`permit`, `deny` or "" for this actor at this moment. `named`: only what names the actor counts."""
+    if not isinstance(provision, Mapping) or not _within(provision, now):
+        return ""
+    actors = [str((actor.get("reference") or {}).get("reference", "")) for actor in provision.get("actor") or ()]
+    is_named = any(_same(actor, reference) for actor in actors)
+    if actors and not is_named:
+        return ""
+    nested = {verdict(inner, reference, now, named=named) for inner in provision.get("provision") or ()}
+    for answer in ("deny", "permit"):
+        if answer in nested:
+            return answer
+    kind = str(provision.get("type", ""))
+    if (named and not is_named) or (kind == "permit" and any(provision.get(limit) for limit in LIMITS)):
+        return ""
+    return kind
+
+
+def patient_of(reference: Any) -> str:
+    """The id in a Reference to a Patient, "" for anything else."""
+    text = str(reference.get("reference", "")) if isinstance(reference, Mapping) else ""
+    parts = text.split("/")
+    return parts[-1] if len(parts) >= 2 and parts[-2] == "Patient" else ""
+
+
+def _same(actor: str, reference: str) -> bool:
+    return bool(reference) and (actor == reference or actor.endswith("/" + reference))
+
+
+def _within(provision: Mapping[str, Any], now: float) -> bool:
+    """A period that cannot be read holds for a denial and not for a permit."""
+    period = provision.get("period")
+    if not isinstance(period, Mapping):
+        return True
+    moment = int(now * 1_000_000)
+    start, end = period.get("start"), period.get("end")
+    try:
+        begun = start is None or interval(str(start))[0] <= moment
+        return begun and (end is None or moment < interval(str(end))[1])
+    except (BadRequest, ValueError):
+        return provision.get("type") == "deny"

@@ -1,0 +1,104 @@
+"""Whose records a user may see: everybody's, those of one's care teams, one's own, those one stands in for; minus who objects.
+
+Read from the FHIR resources themselves (CareTeam, RelatedPerson, Consent) and remembered for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fhir_server.auth.consents import Denials, patient_of, verdict
+from fhir_server.store.credentials import Client, User
+
+REMEMBERED_SECONDS = 2.0
+NOBODY: frozenset[str] = frozenset()
+
+
+class Records(Protocol):
+    """A search over everything, for deciding: every match, as mappings."""
+
+    async def find(self, resource_type: str, *parameters: tuple[str, str]) -> Sequence[Mapping[str, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """`patients` None: everybody's."""
+
+    patients: frozenset[str] | None
+    excluded: frozenset[str] = frozenset()
+
+
+class Reach:
+    """Without `records` and `denials` (tests of tokens alone) nobody has a care team and nobody objects."""
+
+    def __init__(
+        self, records: Records | None = None, denials: Denials | None = None, *, now: Callable[[], float]
+    ) -> None:
+        self._records = records
+        self._denials = denials
+        self._now = now
+        self._known: dict[str, tuple[float, User, View]] = {}
+
+    async def of(self, user: User) -> View:
+        known = self._known.get(user.name)
+        if known is not None and known[1] == user and 0 <= self._now() - known[0] < REMEMBERED_SECONDS:
+            return known[2]
+        view = await self._look(user)
+        if len(self._known) > 10_000:
+            self._known.clear()
+        self._known[user.name] = (self._now(), user, view)
+        return view
+
+    async def of_client(self, client: Client) -> View:
+        """A backend service: everybody but who objects to everybody."""
+        return View(None, await self._objecting("") if "administrator" not in client.roles else NOBODY)
+
+    def forget(self) -> None:
+        """A CareTeam, Consent or RelatedPerson was committed by this process."""
+        self._known.clear()
+        if self._denials is not None:
+            self._denials.forget()
+
+    async def _look(self, user: User) -> View:
+        kind, _, id = user.fhir_user.partition("/")
+        match user.role:
+            case "administrator" | "lab":
+                return View(None)  # a lab only creates: an objection to being seen does not turn results away
+            case "patient":
+                return View(frozenset({id}) if kind == "Patient" and id else NOBODY)
+            case "related-person":
+                return View(await self._proxied(id) if kind == "RelatedPerson" and id else NOBODY)
+            case "practitioner" if user.reach == "all":
+                return View(None, await self._objecting(user.fhir_user))
+            case "practitioner" if user.reach == "care-team" and id:
+                return View(await self._care_team(user.fhir_user) - await self._objecting(user.fhir_user))
+        return View(NOBODY)
+
+    async def _find(self, resource_type: str, *parameters: tuple[str, str]) -> Sequence[Mapping[str, Any]]:
+        return await self._records.find(resource_type, *parameters) if self._records is not None else ()
+
+    async def _objecting(self, reference: str) -> frozenset[str]:
+        return await self._denials.against(reference) if self._denials is not None else NOBODY
+
+    async def _care_team(self, reference: str) -> frozenset[str]:
+        """The patients of active care teams that name this practitioner."""
+        teams = await self._find("CareTeam", ("participant", reference), ("status", "active"))
+        return frozenset(id for team in teams if (id := patient_of(team.get("subject"))))
+
+    async def _proxied(self, id: str) -> frozenset[str]:
+        """The patient of this active related person, if a Consent in force permits this very person."""
+        found: set[str] = set()
+        for person in await self._find("RelatedPerson", ("_id", id)):
+            patient = patient_of(person.get("patient"))
+            if not patient or person.get("active") is False:
+                continue
+            consents = await self._find("Consent", ("patient", f"Patient/{patient}"), ("status", "active"))
+            verdicts = {
+                verdict(consent.get("provision"), f"RelatedPerson/{id}", self._now(), named=True)
+                for consent in consents
+            }
+            if "permit" in verdicts and "deny" not in verdicts:
+                found.add(patient)
+        return frozenset(found)
