@@ -316,11 +316,10 @@ class _Reader:
 
     def _close_div(self) -> None:
         end = self.parser.CurrentByteIndex
-        if end == self.div_start:  # <div/>: both ends are one tag
-            tag = _START_TAG.match(self.body, end)
-            end = tag.end() if tag else end
-        else:
+        if self.body.startswith(b"</", end):
             end = self.body.index(b">", end) + 1
+        elif tag := _START_TAG.match(self.body, self.div_start):  # <div/>
+            end = tag.end()
         text = self.body[self.div_start : end]
         frame = self.frames[-1]
         frame.values["div"] = (frame.definition.elements["div"], [self._alone(text)], [None])
@@ -338,7 +337,10 @@ class _Reader:
         except etree.XMLSyntaxError:
             pass  # a prefix without its declaration
         declared = "".join(f" xmlns:{prefix}={quoteattr(uri)}" for prefix, uri in self.prefixes.items())
-        around = etree.fromstring(f"<around{declared}>".encode() + div + b"</around>", parser)
+        try:
+            around = etree.fromstring(f"<around{declared}>".encode() + div + b"</around>", parser)
+        except etree.XMLSyntaxError as error:
+            raise self.refuse(f"The narrative is not well-formed XHTML: {error.msg}") from None
         etree.cleanup_namespaces(around)
         return etree.tostring(around[0], encoding="unicode", with_tail=False)
 
