@@ -200,7 +200,11 @@ class Tokens:
         )
         if "grant" not in claims:  # a backend service, for itself
             system = tuple(scope for scope in base.scopes if scope.context == "system")
-            return replace(base, scopes=system, roles=client.roles & ROLES, patients=None, clearance=client.clearance)
+            reach = await self._reach.of_client(client)
+            roles, clearance = client.roles & ROLES, client.clearance
+            return replace(
+                base, scopes=system, roles=roles, patients=None, excluded=reach.excluded, clearance=clearance
+            )
         user = await self._credentials.user(base.subject)
         if user is None or user.disabled:
             raise Unauthorized("The access token's user may not log in any more")
