@@ -40,4 +40,4 @@ class Context:
     base: str  # absolute base URL as the client addressed it, no trailing slash: "http://localhost:8080/fhir"
     request_id: str = ""
     lenient: bool = False  # Prefer: handling=lenient
-    cause: Cause = Cause()
+    cause: Cause = field(default_factory=Cause)

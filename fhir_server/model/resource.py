@@ -42,6 +42,13 @@ def load(body: bytes) -> Resource:
     return value
 
 
+def load_any(body: bytes) -> Any:
+    """Bytes of any JSON (a JSON Patch is an array), with the same exactness and the same refusals."""
+    if body.lstrip()[:1] == b"{":
+        return load(body)
+    return load(b'{"":' + body + b"}")[""]
+
+
 def dump(resource: Any) -> bytes:
     """Mapping → compact UTF-8 JSON bytes, digits and key order as they are."""
     return _encoder.encode(resource)

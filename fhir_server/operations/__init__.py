@@ -1,0 +1,52 @@
+"""$operations: one table, one function a row. https://hl7.org/fhir/R4/operations.html
+
+An operation is `async def name(server, context, call) -> Answer`. `call.path` is the whole path below the base, so that an
+instance operation finds its type and id there; `call.resource` is the Parameters (or other) resource of a POST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fhir_server.interactions.call import Answer, Call
+from fhir_server.interactions.context import Context, Server
+from fhir_server.operations import meta, validate
+
+Function = Callable[[Server, Context, Call], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row. `types`: resource types it is for, empty for every type. `affects_state`: POST only."""
+
+    name: str
+    function: Function
+    definition: str  # canonical of its OperationDefinition
+    types: tuple[str, ...] = ()
+    system: bool = False
+    type: bool = False
+    instance: bool = False
+    affects_state: bool = False
+
+
+_FHIR = "http://hl7.org/fhir/OperationDefinition/"
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("validate", validate.validate, _FHIR + "Resource-validate", type=True, instance=True),
+    Operation("meta", meta.meta, _FHIR + "Resource-meta", system=True, type=True, instance=True),
+    Operation("meta-add", meta.meta_add, _FHIR + "Resource-meta-add", instance=True, affects_state=True),
+    Operation("meta-delete", meta.meta_delete, _FHIR + "Resource-meta-delete", instance=True, affects_state=True),
+)
+
+
+def find(name: str, resource_type: str | None, level: str) -> Operation | None:
+    """The row for `$name` at `level` (system, type or instance)."""
+    for operation in OPERATIONS:
+        if (
+            operation.name == name
+            and getattr(operation, level)
+            and (not operation.types or level == "system" or resource_type in operation.types)
+        ):
+            return operation
+    return None

@@ -38,13 +38,10 @@ class MongoStore:
         url: str,
         database: str,
         indexes: Callable[[str], Sequence[Index]],
-        *,
-        on_commit: Callable[[list[Event]], None] | None = None,
     ) -> None:
         self._url = url
         self._name = database
         self._wanted = indexes
-        self._on_commit = on_commit
         self.client: AsyncMongoClient[Document]
         self.database: AsyncDatabase[Document]
 
@@ -139,10 +136,7 @@ class MongoStore:
     # Writes
 
     async def commit(self, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
-        events = await self._committer.commit(puts, extras)
-        if self._on_commit is not None and events:
-            self._on_commit(events)
-        return events
+        return await self._committer.commit(puts, extras)
 
     async def claim_holder(self, key: str) -> str:
         claim = await self.database[d.CLAIMS].find_one({d.ID: key})

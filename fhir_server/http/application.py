@@ -1,0 +1,127 @@
+"""The FHIR base as one ASGI application: a request is read, understood, dispatched and answered here.
+
+Below Starlette's Request and Response, which would cost more than the interaction itself on the hottest routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from fhir_server.auth.policy import Principal
+from fhir_server.errors import BadRequest, TooLarge, UnsupportedMediaType
+from fhir_server.http import failures, wire
+from fhir_server.http.middleware import Receive, Scope, Send
+from fhir_server.http.routes import dispatch, shape
+from fhir_server.interactions.call import Call, parse_query
+from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.patch_document import JSON_PATCH
+
+Authenticate = Callable[[Scope], Awaitable[Principal]]
+
+PLAIN = wire.Wish()
+FORM = "application/x-www-form-urlencoded"
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was complete."""
+
+
+class FhirApplication:
+    """`base_path` is where it is mounted ("/fhir"); `authenticate` says who asks."""
+
+    def __init__(self, server: Server, authenticate: Authenticate) -> None:
+        self._server = server
+        self._authenticate = authenticate
+        self._base_path = server.settings.base_path
+        self._public = server.settings.public_url.rstrip("/")
+        self._most = server.settings.max_body_mb * 1024 * 1024
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        method: str = scope["method"]
+        request_id = scope.get("request_id", "")
+        base = self._public or self._base(scope, headers)
+        wanted = PLAIN
+        try:
+            path = scope["path"][len(self._base_path) :] if scope["path"].startswith(self._base_path) else scope["path"]
+            query = parse_query(scope["query_string"].decode("ascii", "strict")) if scope["query_string"] else []
+            call = wire.from_scope(method, path, query, headers)
+            scope["route_shape"] = shape(call.path)
+            wanted = wire.wish(headers, query)
+            if method in ("POST", "PUT", "PATCH"):
+                await self._read_body(call, scope, receive)
+            principal = await self._authenticate(scope)
+            lenient = "prefer" in headers and wire.preferences(headers["prefer"])[1]
+            context = Context(principal, base, request_id, lenient)
+            answer = await dispatch(self._server, context, call)
+        except ClientGone:
+            return
+        except UnicodeDecodeError:
+            answer = failures.answer(BadRequest("The URL is not percent-encoded UTF-8"), request_id)
+        except Exception as error:
+            answer = failures.answer(error, request_id)
+        try:
+            status, fields, body = wire.render(answer, wanted, base, method)
+        except Exception as error:
+            answer = failures.answer(error, request_id)
+            status, fields, body = wire.render(answer, PLAIN, base, method)
+        if status not in (204, 304):
+            fields.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        await send({"type": "http.response.body", "body": body if method != "HEAD" else b""})
+
+    def _base(self, scope: Scope, headers: dict[str, str]) -> str:
+        """As the client addressed us; a Host header that is no host is not repeated in links."""
+        host = headers.get("host", "")
+        if (
+            not host
+            or not host.replace(".", "").replace("-", "").replace(":", "").replace("[", "").replace("]", "").isalnum()
+        ):
+            address = scope.get("server") or ("localhost", 80)
+            host = f"{address[0]}:{address[1]}"
+        return f"{scope.get('scheme', 'http')}://{host}{self._base_path}"
+
+    async def _read_body(self, call: Call, scope: Scope, receive: Receive) -> None:
+        length = call.headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._most:
+            raise TooLarge(f"The body is larger than the {self._most} bytes that this server takes")
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._most:
+                raise TooLarge(f"The body is larger than the {self._most} bytes that this server takes")
+            parts.append(part)
+            if not message.get("more_body"):
+                break
+        body = b"".join(parts)
+        if not body:
+            return
+        encoding = call.headers.get("content-encoding", "")
+        if encoding:
+            body = await asyncio.to_thread(wire.unpack, body, encoding.strip().lower(), self._most)
+        content_type = call.headers.get("content-type", "")
+        kind = content_type.partition(";")[0].strip().lower()
+        if kind == FORM:
+            self._read_form(call, body)
+        elif kind == JSON_PATCH:
+            if call.method != "PATCH":
+                raise UnsupportedMediaType(f"{JSON_PATCH} is for PATCH")
+            call.document = body
+        else:
+            call.resource = wire.parse(body, content_type)
+
+    def _read_form(self, call: Call, body: bytes) -> None:
+        """Search parameters of POST _search count like those of the URL."""
+        last = call.path[-1] if call.path else ""
+        if last != "_search" and not last.startswith("$"):
+            raise UnsupportedMediaType(f"{FORM} is for POST _search; send {wire.JSON} or {wire.XML}")
+        try:
+            call.query = [*call.query, *parse_query(body.decode("utf-8"))]
+        except UnicodeDecodeError:
+            raise BadRequest("The form is not UTF-8") from None

@@ -1,0 +1,374 @@
+"""batch and transaction. https://hl7.org/fhir/R4/http.html#transaction
+
+A batch is its entries, each for itself. A transaction is one commit: identities first (conditional creates, updates and
+references resolved, ids given), then references rewritten, then every resource prepared, then all or nothing.
+If somebody else wrote one of its resources meanwhile, the whole of it is worked out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fhir_server.errors import BadRequest, Conflict, FhirError, Issue, TooLarge, Unprocessable
+from fhir_server.interactions import patch_document, write
+from fhir_server.interactions.call import Answer, Call, check_id, split_url
+from fhir_server.interactions.conditional import claim_key, criteria_of, sole_match
+from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.references import Rewriting, conditional_references, rewritten
+from fhir_server.model import dates
+from fhir_server.model.resource import Resource, load
+from fhir_server.store.protocol import Changed, Claim, Key, Put, Stored
+
+Result = TypeVar("Result")
+Dispatch = Callable[[Server, Context, Call], Awaitable[Answer]]
+
+ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
+ATTEMPTS = 20
+BATCH_AT_ONCE = 32
+BREATH = 50  # resources prepared before others get a turn of the event loop
+
+
+@dataclass(slots=True)
+class Entry:
+    """One Bundle.entry with its request, and what became of it."""
+
+    index: int
+    call: Call
+    full_url: str = ""
+    new_id: str = ""  # of a resource that does not exist yet; kept when the transaction is worked out again
+    target: Key | None = None
+    match: Stored | None = None  # what a conditional request found
+    claim: Claim | None = None
+    put: Put | None = None
+    issues: list[Issue] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"Bundle.entry[{self.index}]"
+
+
+async def process(server: Server, context: Context, call: Call, dispatch: Dispatch) -> tuple[str, list[Answer]]:
+    """A Bundle of type batch or transaction → the response's type and one answer an entry, in request order."""
+    bundle = call.resource
+    if bundle is None or bundle.get("resourceType") != "Bundle":
+        raise BadRequest("A POST to the base needs a Bundle of type batch or transaction")
+    kind = bundle.get("type")
+    if kind not in ("batch", "transaction"):
+        raise BadRequest(
+            f"Only batch and transaction bundles can be processed, not {kind!r}", expression=["Bundle.type"]
+        )
+    server.policy.may(context.principal, kind)
+    raw = bundle.get("entry", [])
+    if not isinstance(raw, list):
+        raise BadRequest("Bundle.entry must be an array", expression=["Bundle.entry"])
+    most = server.settings.max_bundle_entries
+    if len(raw) > most:
+        raise TooLarge(f"The Bundle has {len(raw)} entries; this server takes {most} at once")
+    if kind == "batch":
+        return "batch-response", await _batch(server, context, raw, dispatch)
+    entries = [_entry(index, item, context) for index, item in enumerate(raw)]
+    return "transaction-response", await _transaction(server, context, entries, dispatch)
+
+
+def _entry(index: int, item: object, context: Context) -> Entry:
+    where = f"Bundle.entry[{index}]"
+    if not isinstance(item, dict) or not isinstance(item.get("request"), dict):
+        raise BadRequest(f"{where} has no request", expression=[f"{where}.request"])
+    request = item["request"]
+    method, url = request.get("method"), request.get("url")
+    if not isinstance(method, str) or method not in ORDER or not isinstance(url, str):
+        raise BadRequest(
+            f"{where}.request needs a method ({', '.join(ORDER)}) and a url", expression=[f"{where}.request"]
+        )
+    path, query = split_url(url, context.base)
+    headers = {
+        header: str(request[name])
+        for name, header in (
+            ("ifMatch", "if-match"),
+            ("ifNoneMatch", "if-none-match"),
+            ("ifModifiedSince", "if-modified-since"),
+            ("ifNoneExist", "if-none-exist"),
+        )
+        if name in request
+    }
+    resource = item.get("resource")
+    if resource is not None and not isinstance(resource, dict):
+        raise BadRequest(f"{where}.resource must be a resource", expression=[f"{where}.resource"])
+    if resource is None and method in ("POST", "PUT", "PATCH") and not any(part.startswith("$") for part in path):
+        raise BadRequest(f"{where} needs a resource for its {method}", expression=[f"{where}.resource"])
+    full_url = item.get("fullUrl")
+    return Entry(index, Call(method, path, query, headers, resource), full_url if isinstance(full_url, str) else "")
+
+
+async def _batch(server: Server, context: Context, raw: list[object], dispatch: Dispatch) -> list[Answer]:
+    gate = asyncio.Semaphore(BATCH_AT_ONCE)
+
+    async def one(index: int, item: object) -> Answer:
+        async with gate:
+            try:
+                return await dispatch(server, context, _entry(index, item, context).call)
+            except FhirError as error:
+                return Answer(error.status, issues=error.issues, headers=error.headers)
+
+    return list(await asyncio.gather(*(one(index, item) for index, item in enumerate(raw))))
+
+
+async def _transaction(server: Server, context: Context, entries: list[Entry], dispatch: Dispatch) -> list[Answer]:
+    writes = sorted((entry for entry in entries if ORDER[entry.call.method] < 3), key=lambda e: ORDER[e.call.method])
+    _check_requests(server, context, writes)
+    for attempt in range(ATTEMPTS):
+        await _identify(server, context, writes)
+        puts = await _prepare(server, context, writes)
+        try:
+            if puts:
+                await write.commit(server, puts)
+            break
+        except Changed:
+            await asyncio.sleep(min(0.5, 0.01 * 2**attempt) * random.random())
+    else:
+        raise Conflict("The resources of this transaction are being changed by others at the same time; try again")
+    answers = {entry.index: _answer(entry) for entry in writes}
+    for entry in entries:
+        if entry.index not in answers:
+            answers[entry.index] = await _within(entry, dispatch(server, context, entry.call))
+    return [answers[entry.index] for entry in entries]
+
+
+def _check_requests(server: Server, context: Context, writes: list[Entry]) -> None:
+    for entry in writes:
+        call = entry.call
+        levels = {"POST": (1,), "PUT": (1, 2), "PATCH": (1, 2), "DELETE": (1, 2)}[call.method]
+        if len(call.path) not in levels or any(part.startswith("$") for part in call.path):
+            raise BadRequest(
+                f"{entry.name}: {call.method} {'/'.join(call.path)} cannot be part of a transaction",
+                expression=[f"{entry.name}.request.url"],
+            )
+        resource_type = write.check_type(call.path[0])
+        interaction = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[call.method]
+        server.policy.may(context.principal, interaction, resource_type)
+        if call.method in ("POST", "PUT"):
+            write.check_body(call.resource, resource_type)
+        if len(call.path) == 2:
+            check_id(call.path[1])
+        entry.new_id = entry.new_id or server.new_id()
+
+
+async def _identify(server: Server, context: Context, writes: list[Entry]) -> None:
+    """Which resource each entry is about; a resource may be written once only."""
+    await asyncio.gather(*(_within(entry, _find(server, context, entry)) for entry in writes))
+    seen: dict[Key, Entry] = {}
+    claims: dict[str, Entry] = {}
+    for entry in writes:
+        unwritten = entry.call.method == "POST" and entry.match is not None
+        if entry.target is not None and not unwritten:
+            if entry.target in seen:
+                raise _twice(seen[entry.target], entry, "/".join(entry.target))
+            seen[entry.target] = entry
+        if entry.claim is not None:
+            if entry.claim.key in claims:
+                raise _twice(claims[entry.claim.key], entry, "what matches the same criteria")
+            claims[entry.claim.key] = entry
+
+
+def _twice(first: Entry, second: Entry, what: str) -> BadRequest:
+    return BadRequest(
+        f"{first.name} and {second.name} both write {what}; a transaction may write a resource once",
+        expression=[first.name, second.name],
+    )
+
+
+async def _find(server: Server, context: Context, entry: Entry) -> None:
+    call = entry.call
+    resource_type = call.path[0]
+    entry.claim = entry.match = entry.put = None
+    if len(call.path) == 2:
+        entry.target = (resource_type, call.path[1])
+        return
+    header = call.header("if-none-exist")
+    if call.method == "POST" and header is None:
+        entry.target = (resource_type, entry.new_id)
+        return
+    criteria = criteria_of(header) if header is not None else call.query
+    interaction = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[call.method]
+    key = claim_key(resource_type, criteria)
+    holder = await server.store.claim_holder(key) if call.method in ("POST", "PUT") else ""
+    entry.match = await sole_match(server, context, f"conditional-{interaction}", resource_type, criteria)
+    if entry.match is not None:
+        entry.target = (resource_type, entry.match.id)
+    elif call.method in ("POST", "PUT"):
+        own = (call.resource or {}).get("id") if call.method == "PUT" else None
+        entry.target = (resource_type, check_id(str(own)) if own is not None else entry.new_id)
+        entry.claim = Claim(key, holder)
+    else:
+        entry.target = None
+        if call.method == "PATCH":
+            raise BadRequest(f"{entry.name}: nothing matches the criteria of the patch", expression=[entry.name])
+
+
+async def _prepare(server: Server, context: Context, writes: list[Entry]) -> list[Put]:
+    rewriting = await _rewriting(server, context, writes)
+    targets = [entry.target for entry in writes if entry.target is not None and _reads(entry)]
+    found = await server.store.read_many(targets)
+    puts: list[Put] = []
+    problems: list[Issue] = []
+    for number, entry in enumerate(writes):
+        if number % BREATH == BREATH - 1:
+            await asyncio.sleep(0)
+        try:
+            await _prepare_one(server, context, entry, found.get(entry.target) if entry.target else None, rewriting)
+        except Unprocessable as error:
+            problems.extend(_at(entry, issue) for issue in error.issues)
+        except FhirError as error:
+            raise _named(entry, error) from None
+        if entry.put is not None:
+            puts.append(entry.put)
+    if any(issue.is_error for issue in problems):
+        raise Unprocessable("The transaction was not carried out", issues=problems)
+    return puts
+
+
+def _reads(entry: Entry) -> bool:
+    return entry.call.method != "POST" and not (
+        entry.match is None and len(entry.call.path) == 1 and entry.claim is None
+    )
+
+
+async def _prepare_one(
+    server: Server, context: Context, entry: Entry, previous: Stored | None, rewriting: Rewriting
+) -> None:
+    call = entry.call
+    if entry.target is None or (call.method == "POST" and entry.match is not None):
+        return
+    resource_type, id = entry.target
+    interaction = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[call.method]
+    visible = await write.see(server, context, interaction, previous)
+    write.check_preconditions(visible, resource_type, id, call.header("if-match"), call.header("if-none-match"))
+    if call.method == "DELETE":
+        entry.put = write.prepare_delete(server, context, visible)
+        return
+    if visible is None and previous is not None:
+        raise server.policy.refuse_write(resource_type)
+    if call.method == "PATCH":
+        current = write.existing(visible, resource_type, id)
+        body = patch_document.from_entry(call.resource or {})(load(current.raw))
+    else:
+        body = call.resource or {}
+        if call.method == "PUT" and len(call.path) == 2:
+            write.check_body_id(body, id)
+        elif call.method == "PUT" and body.get("id", id) != id:
+            raise BadRequest(f"The criteria match {resource_type}/{id}, but the body's id is {body['id']!r}")
+        if previous is None or previous.deleted:
+            server.policy.may(context.principal, "create", resource_type)
+    body = rewritten(body, rewriting)
+    entry.put, entry.issues = write.prepare(
+        server, context, body, id, previous, interaction=interaction, claim=entry.claim
+    )
+    if entry.put is None:
+        entry.match = previous
+
+
+async def _rewriting(server: Server, context: Context, writes: list[Entry]) -> Rewriting:
+    """What each reference between entries, and each conditional reference, becomes."""
+    mapping: dict[str, str] = {}
+    for entry in writes:
+        if not entry.full_url or entry.target is None:
+            continue
+        target = "/".join(entry.target)
+        if mapping.setdefault(entry.full_url, target) != target:
+            raise BadRequest(
+                f"{entry.name} has the same fullUrl as another entry", expression=[f"{entry.name}.fullUrl"]
+            )
+        own = (entry.call.resource or {}).get("id")
+        if entry.call.method == "POST" and own and entry.full_url.endswith(f"/{entry.target[0]}/{own}"):
+            mapping.setdefault(f"{entry.target[0]}/{own}", target)  # relative to the same base as the fullUrl
+    wanted: dict[str, Entry] = {}
+    for entry in writes:
+        if entry.call.resource is not None and not (entry.call.method == "POST" and entry.match is not None):
+            for reference in conditional_references(entry.call.resource):
+                wanted.setdefault(reference, entry)
+
+    async def resolve(reference: str, entry: Entry) -> None:
+        path, query = split_url(reference)
+        match = await _within(entry, sole_match(server, context, "search", write.check_type(path[0]), query))
+        if match is None:
+            raise BadRequest(
+                f"{entry.name}: nothing matches the conditional reference {reference!r}", expression=[entry.name]
+            )
+        mapping[reference] = f"{path[0]}/{match.id}"
+
+    await asyncio.gather(*(resolve(reference, entry) for reference, entry in wanted.items()))
+    return Rewriting(mapping)
+
+
+async def _within(entry: Entry, work: Awaitable[Result]) -> Result:
+    try:
+        return await work
+    except FhirError as error:
+        raise _named(entry, error) from None
+
+
+def _named(entry: Entry, error: FhirError) -> FhirError:
+    """The same error, saying which entry it is about."""
+    named = type(error).__new__(type(error))
+    FhirError.__init__(
+        named, f"{entry.name}: {error.diagnostics}", issues=[_at(entry, issue) for issue in error.issues]
+    )
+    named.headers = error.headers
+    return named
+
+
+def _at(entry: Entry, issue: Issue) -> Issue:
+    where = tuple(f"{entry.name}.resource.{part.partition('.')[2] or part}" for part in issue.expression)
+    return Issue(issue.severity, issue.code, f"{entry.name}: {issue.diagnostics}", where or (entry.name,))
+
+
+def _answer(entry: Entry) -> Answer:
+    put = entry.put
+    if put is None:  # nothing had to change: a conditional create that matched, an equal update, a delete of nothing
+        stored = entry.match if entry.call.method != "DELETE" else None
+        status = 204 if stored is None else 200
+    else:
+        stored = put.stored
+        live = put.previous is not None and not put.previous.deleted
+        status = 204 if stored.deleted else 200 if live else 201
+    answer = Answer(status, stored=stored, wrote=True, issues=entry.issues)
+    if stored is not None:
+        answer.location = f"{stored.resource_type}/{stored.id}/_history/{stored.version}"
+    return answer
+
+
+def response_entry(answer: Answer, base: str, outcome: Resource | None) -> dict[str, object]:
+    """One entry of a batch-response or transaction-response; the resource's bytes are spliced in by the wire."""
+    response: dict[str, object] = {"status": _STATUS.get(answer.status, str(answer.status))}
+    if answer.location:
+        response["location"] = f"{base}/{answer.location}"
+    if answer.stored is not None:
+        response["etag"] = f'W/"{answer.stored.version}"'
+        response["lastModified"] = dates.instant(answer.stored.updated)
+    if outcome is not None:
+        response["outcome"] = outcome
+    return {"response": response}
+
+
+_STATUS = {
+    200: "200 OK",
+    201: "201 Created",
+    204: "204 No Content",
+    304: "304 Not Modified",
+    400: "400 Bad Request",
+    401: "401 Unauthorized",
+    403: "403 Forbidden",
+    404: "404 Not Found",
+    405: "405 Method Not Allowed",
+    409: "409 Conflict",
+    410: "410 Gone",
+    412: "412 Precondition Failed",
+    422: "422 Unprocessable Entity",
+    429: "429 Too Many Requests",
+    500: "500 Internal Server Error",
+    503: "503 Service Unavailable",
+}

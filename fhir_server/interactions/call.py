@@ -1,0 +1,89 @@
+"""One request and its answer, without a wire: what HTTP, a bundle's entry and a test have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from fhir_server.errors import BadRequest, Issue
+from fhir_server.model.resource import Resource
+from fhir_server.store.protocol import Stored
+
+Pairs = list[tuple[str, str]]
+
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
+
+
+@dataclass(slots=True)
+class Call:
+    """`path`: segments below the base. `headers`: names in lower case. `resource`: the parsed body, if there was one."""
+
+    method: str
+    path: tuple[str, ...]
+    query: Pairs = field(default_factory=list)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    resource: Resource | None = None
+    document: bytes | None = None  # a body that is no resource: a JSON Patch
+
+    def header(self, name: str) -> str | None:
+        return self.headers.get(name)
+
+    def first(self, name: str) -> str | None:
+        """The first value of a query parameter."""
+        return next((value for key, value in self.query if key == name), None)
+
+
+@dataclass(slots=True)
+class Answer:
+    """Either a stored version, or bytes of FHIR JSON, or only a status and issues."""
+
+    status: int = 200
+    stored: Stored | None = None
+    body: bytes = b""
+    issues: Sequence[Issue] = ()
+    location: str = ""  # relative to the base: "Patient/1/_history/2"
+    headers: dict[str, str] = field(default_factory=dict)
+    wrote: bool = False  # Prefer: return=… applies
+
+
+def check_id(id: str) -> str:
+    """https://hl7.org/fhir/R4/datatypes.html#id. Raises BadRequest."""
+    if _ID.fullmatch(id) is None:
+        raise BadRequest(
+            f"{id[:100]!r} is not a valid id: 1 to 64 letters, digits, '-' and '.'", expression=["Resource.id"]
+        )
+    return id
+
+
+def version_of(etag: str | None) -> str | None:
+    """`W/"3"` → `3`; clients also send `"3"` and `3`."""
+    if etag is None:
+        return None
+    match = _ETAG.fullmatch(etag.strip())
+    return match.group(1) if match else etag
+
+
+def split_url(url: str, base: str = "") -> tuple[tuple[str, ...], Pairs]:
+    """A request URL, relative or below `base`, as path segments and decoded query pairs."""
+    if base and url.startswith(base):
+        url = url[len(base) :]
+    parts = urlsplit(url)
+    path = tuple(unquote(segment) for segment in parts.path.split("/") if segment)
+    return path, parse_query(parts.query)
+
+
+def parse_query(text: str) -> Pairs:
+    """A query string as pairs; a value that is empty stays, because an empty value is an error to be named."""
+    try:
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=2000) if text else []
+    except (ValueError, UnicodeDecodeError):
+        raise BadRequest("The query string is not valid UTF-8, or has more than 2000 parameters") from None
+
+
+def parameters(*parts: Mapping[str, Any]) -> Resource:
+    """A Parameters resource."""
+    return {"resourceType": "Parameters", "parameter": [dict(part) for part in parts]}

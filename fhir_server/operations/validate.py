@@ -1,0 +1,80 @@
+"""$validate: would this be taken? https://hl7.org/fhir/R4/resource-operation-validate.html"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fhir_server.errors import BadRequest, FhirError, Issue
+from fhir_server.interactions import read, write
+from fhir_server.interactions.call import Answer, Call
+from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.search import find_matches
+from fhir_server.model.resource import Resource, load
+from fhir_server.validation.profile import check_profile
+
+MODES = ("create", "update", "delete", "profile")
+
+
+async def validate(server: Server, context: Context, call: Call) -> Answer:
+    """A resource as the body (or in Parameters), or a stored instance. The answer is 200 whatever the verdict.
+
+    `mode`: create | update | delete | profile; `profile`: canonicals to judge by. Errors in the outcome mean no.
+    """
+    before = call.path[: call.path.index("$validate")]
+    resource, mode, profiles = _asked(call)
+    if mode is not None and mode not in MODES:
+        raise BadRequest(f"mode must be one of {', '.join(MODES)}, not {mode[:40]!r}")
+    current: Resource | None = None
+    if len(before) == 2:
+        stored = await read.read(server, context, before[0], before[1])
+        current = load(stored.raw)
+    if resource is None:
+        if mode == "delete" and current is not None:
+            return Answer(200, issues=[Issue("information", "informational", "The resource can be deleted")])
+        if current is None:
+            raise BadRequest("$validate needs a resource, or the id of a stored one")
+        resource = current
+    issues = [] if mode == "delete" else server.validator.check(resource, mode=mode or "create")
+    if resource.get("resourceType") != before[0]:
+        issues.append(Issue("error", "invalid", f"The resource is not a {before[0]}", ("resourceType",)))
+    if mode == "update" and len(before) < 2:
+        try:
+            write.check_body_id(resource, str(resource.get("id", "")))
+        except FhirError as error:
+            issues.extend(error.issues)
+    if mode == "create" and current is None and "id" in resource:
+        issues.append(
+            Issue("information", "informational", "A create gives the resource a new id", (f"{before[0]}.id",))
+        )
+    if not any(issue.is_error for issue in issues):
+        for profile in profiles:
+            issues.extend(check_profile(resource, await _definition(server, context, profile)))
+    return Answer(200, issues=issues)
+
+
+def _asked(call: Call) -> tuple[Resource | None, str | None, list[str]]:
+    mode, profiles = call.first("mode"), [value for name, value in call.query if name == "profile"]
+    resource = call.resource
+    if resource is not None and resource.get("resourceType") == "Parameters" and call.path[0] != "Parameters":
+        parts = [part for part in resource.get("parameter", ()) if isinstance(part, dict)]
+        resource = None
+        for part in parts:
+            if part.get("name") == "resource":
+                resource = part.get("resource")
+            elif part.get("name") == "mode":
+                mode = str(part.get("valueCode", part.get("valueString")))
+            elif part.get("name") == "profile":
+                profiles.append(str(part.get("valueUri", part.get("valueCanonical"))))
+        if resource is not None and not isinstance(resource, dict):
+            raise BadRequest("The parameter 'resource' must hold a resource", expression=["Parameters.parameter"])
+    return resource, mode, profiles
+
+
+async def _definition(server: Server, context: Context, profile: str) -> dict[str, Any]:
+    """A StructureDefinition that is stored here, or part of our own content."""
+    url, _, version = profile.partition("|")
+    criteria = [("url", url), *([("version", version)] if version else [])]
+    found = await find_matches(server, context, "search", "StructureDefinition", criteria, 1)
+    if not found:
+        raise BadRequest(f"The profile {profile[:200]!r} is not known here; store its StructureDefinition first")
+    return load(found[0].raw)
