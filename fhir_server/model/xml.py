@@ -316,10 +316,8 @@ class _Reader:
 
     def _close_div(self) -> None:
         end = self.parser.CurrentByteIndex
-        if self.body.startswith(b"</", end):
-            end = self.body.index(b">", end) + 1
-        elif tag := _START_TAG.match(self.body, self.div_start):  # <div/>
-            end = tag.end()
+        tag = _START_TAG.match(self.body, self.div_start)
+        end = tag.end() if tag and tag[0].endswith(b"/>") else self.body.index(b">", end) + 1
         text = self.body[self.div_start : end]
         frame = self.frames[-1]
         frame.values["div"] = (frame.definition.elements["div"], [self._alone(text)], [None])

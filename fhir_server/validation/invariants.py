@@ -9,7 +9,6 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final
 
-from fhir_server.errors import FhirError
 from fhir_server.model import fhirpath
 from fhir_server.model.dates import interval
 from fhir_server.model.definitions import Invariant, TypeDefinition
@@ -81,7 +80,7 @@ def _obs_6(node: Node, _scope: Scope) -> bool:
 def _obs_7(node: Node, scope: Scope) -> bool:
     if "component" not in node or not _chosen(node, "value"):
         return True
-    own = scope.resource.get("code", {}).get("coding", ())
+    own: list[Node] = scope.resource.get("code", {}).get("coding", [])
     return not any(
         coding in own for component in node["component"] for coding in component.get("code", {}).get("coding", ())
     )
@@ -113,7 +112,7 @@ def _rat_1(node: Node, _scope: Scope) -> bool:
 def _ucum_quantity(node: Node, _scope: Scope) -> bool:
     if _has(node, "value") and "code" not in node:
         return False
-    return node.get("system", _UCUM) == _UCUM
+    return bool(node.get("system", _UCUM) == _UCUM)
 
 
 def _age_1(node: Node, scope: Scope) -> bool:
@@ -269,18 +268,16 @@ def _rule(invariant: Invariant, type_name: str) -> Holds:
 
 
 def _by_expression(invariant: Invariant, type_name: str) -> Holds:
-    expression: Any = None
+    compiled: fhirpath.Expression | None = None  # at first use: most types are never met
 
     def holds(node: Node, scope: Scope) -> bool:
-        nonlocal expression
+        nonlocal compiled
         try:
-            if expression is None:
-                if not hasattr(fhirpath, "compile"):
-                    return True
-                expression = fhirpath.compile(invariant.expression, type_name)
-            result = expression(node, resource=scope.resource, rootResource=scope.root, context=node)
-        except FhirError:
-            return True  # an expression that cannot be evaluated here accuses nobody; see NOT_JUDGED
-        return bool(result != [False])
+            if compiled is None:
+                compiled = fhirpath.compile(invariant.expression, type_name)
+            # Neither an empty result nor data the expression did not foresee accuse anybody.
+            return compiled.holds(node, resource=scope.resource, rootResource=scope.root) is not False
+        except fhirpath.FhirPathError:
+            return True
 
     return holds
