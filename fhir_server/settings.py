@@ -38,6 +38,26 @@ class Settings:
     slow_search_ms: int = field(default=500, metadata={"help": "searches slower than this are logged with their plan"})
     log_level: str = field(default="info", metadata={"help": "debug, info, warning or error"})
 
+    # Who may: docs/authorization.md
+    token_seconds: int = field(default=3600, metadata={"help": "life of a user's access token, seconds"})
+    backend_token_seconds: int = field(default=300, metadata={"help": "life of a backend service's token, seconds"})
+    refresh_days: int = field(default=90, metadata={"help": "life of a grant with offline_access, days"})
+    registration: bool = field(default=False, metadata={"help": "let apps register themselves (RFC 7591)"})
+    auth_key: str = field(default="", metadata={"help": "64 hex digits that encrypt the signing keys; empty: data_dir/auth.key"})
+    jwks_internal: bool = field(default=False, metadata={"help": "fetch clients' jwks_uri from internal addresses, too"})
+    rate_limit: int = field(default=5_000, metadata={"help": "requests a second of one client; 0 for no limit"})
+    cors_origins: str = field(default="*", metadata={"help": "origins of browser apps, separated by spaces"})
+    issuer: str = field(default="", metadata={"help": "external OpenID issuer whose tokens are accepted, too"})
+    issuer_jwks: str = field(default="", metadata={"help": "URL of its keys; empty: found by discovery"})
+    issuer_audience: str = field(default="", metadata={"help": "what its tokens' aud must be; empty: the FHIR base"})
+    issuer_scope_claim: str = field(default="scope", metadata={"help": "claim with the scopes; dots for nesting"})
+    issuer_patient_claim: str = field(default="patient", metadata={"help": "claim with the patient's id"})
+    issuer_fhir_user_claim: str = field(default="fhirUser", metadata={"help": "claim with the user's FHIR reference"})
+    issuer_roles_claim: str = field(default="realm_access.roles", metadata={"help": "claim with the user's roles"})
+    issuer_reach: str = field(default="care-team", metadata={"help": "what its practitioners see: care-team or all"})
+    audit: bool = field(default=True, metadata={"help": "write an AuditEvent for every access"})
+    audit_days: int = field(default=0, metadata={"help": "days that AuditEvents are kept; 0 for ever"})
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: Any) -> Settings:
         """Environment first, then what the command line gave (None means not given). Raises FhirError on a bad value."""
