@@ -47,6 +47,7 @@ class Host:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)  # aware
     member_of: Callable[[Any, str], bool | None] | None = None  # (code, Coding or CodeableConcept; value set URL)
     conforms_to: Callable[[Any, str], bool | None] | None = None  # (resource or element; profile URL)
+    html_checks: Callable[[str], bool] | None = None  # the XHTML of a narrative
     canonical: Canonical = canonical  # UCUM code → (factor, dimension)
     trace: Callable[[str, list[Any]], None] | None = None
 

@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from fhir_server.model.definitions import RESOURCE_TYPES
-from fhir_server.model.fhirpath.compiled import Compiled, Invocation
+from fhir_server.model.fhirpath.compiled import Compiled, Invocation, decided
 from fhir_server.model.fhirpath.failure import FhirPathError
 from fhir_server.model.fhirpath.functions.table import Table
 from fhir_server.model.fhirpath.steps import is_a, member
@@ -45,6 +45,24 @@ def extension(call: Invocation) -> Compiled:
     return Compiled(collect, frozenset({"Extension"}))
 
 
+@FHIR.compiled("hasExtension", 1)
+def has_extension(call: Invocation) -> Compiled:
+    """Not FHIRPath's own, but R4's search parameters use it."""
+    source = extension(call).collect
+    return decided(lambda frame: bool(source(frame)))
+
+
+@FHIR.decision("htmlChecks")
+def html_checks(found: Items, run: Run) -> bool | None:
+    """The narrative's rules are the validator's; without a host that knows them, a div without scripts will do."""
+    markup = text(found, "What htmlChecks() looks at")
+    if markup is None:
+        return None
+    if run.host.html_checks is not None:
+        return run.host.html_checks(markup)
+    return markup.lstrip().startswith("<div") and "<script" not in markup.lower()
+
+
 @FHIR.decision("hasValue")
 def has_value(found: Items, run: Run) -> bool:
     return len(found) == 1 and found[0][0] is not None and type(found[0][0]) is not dict
@@ -80,11 +98,6 @@ def as_(call: Invocation) -> Compiled:
 def is_(call: Invocation) -> Compiled:
     kinds = call.compiler.types(call.call.arguments[0])
     return call.compiler.is_type(call.target, call.target_node, kinds, call.this)
-
-
-@FHIR.eager("elementDefinition")
-def element_definition(found: Items, run: Run) -> Items:
-    return NOTHING
 
 
 @FHIR.decision("memberOf")
