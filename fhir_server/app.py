@@ -57,37 +57,61 @@ def check_settings(settings: Settings) -> None:
         raise FhirError(f"--open serves without authorization and is refused on {settings.host}; use 127.0.0.1")
 
 
-def create(settings: Settings | None = None, server: Server | None = None) -> Starlette:
-    """The application. Without a database URL it starts, and at the end stops, a mongod of its own."""
+def create(settings: Settings | None = None) -> Starlette:
+    """The application as uvicorn runs it. Without a database URL it starts, and at the end stops, a mongod of its own."""
     settings = settings or Settings.from_environment()
     check_settings(settings)
-    figures = CollectorRegistry()
-    fhir = _Late()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         embedded: EmbeddedMongo | None = None
-        nonlocal server
-        if server is None:
-            url = settings.mongo_url
-            if not url:
-                embedded = EmbeddedMongo(settings.data_dir, cache_mb=settings.mongo_cache_mb)
-                url = await asyncio.to_thread(embedded.start)
-            server = build_server(settings, url)
+        url = settings.mongo_url
+        if not url:
+            embedded = EmbeddedMongo(settings.data_dir, cache_mb=settings.mongo_cache_mb)
+            url = await asyncio.to_thread(embedded.start)
         try:
+            server = build_server(settings, url)
             await server.store.open()
-            app.state.server = server
-            fhir.application = FhirApplication(server, _open_to_all)
-            yield
-            for close in reversed(server.closing):
-                await close()
-            await server.store.close()
+            try:
+                async with serving(server, app):
+                    yield
+            finally:
+                await server.store.close()
         finally:
             if embedded is not None:
                 await asyncio.to_thread(embedded.stop)
 
+    return _application(settings, lifespan)
+
+
+@asynccontextmanager
+async def mounted(server: Server) -> AsyncIterator[Starlette]:
+    """The application on an opened server; for tests and for programs that bring their own collaborators."""
+    app = _application(server.settings, None)
+    async with serving(server, app):
+        yield app
+
+
+@asynccontextmanager
+async def serving(server: Server, app: Starlette) -> AsyncIterator[None]:
+    """What runs beside the requests starts and ends here."""
+    app.state.server = server
+    app.state.fhir = FhirApplication(server, _open_to_all)
+    try:
+        yield
+    finally:
+        for close in reversed(server.closing):
+            await close()
+
+
+def _application(settings: Settings, lifespan: Any) -> Starlette:
+    figures = CollectorRegistry()
+
+    async def fhir(scope: Any, receive: Any, send: Any) -> None:
+        await app.state.fhir(scope, receive, send)
+
     async def health(request: Request) -> Response:
-        ready = await request.app.state.server.store.ready()
+        ready = await app.state.server.store.ready()
         return JSONResponse({"status": "pass" if ready else "fail"}, 200 if ready else 503)
 
     async def metrics(request: Request) -> Response:
@@ -103,15 +127,6 @@ def create(settings: Settings | None = None, server: Server | None = None) -> St
     )
     app.add_middleware(Observed, figures=Figures(figures))
     return app
-
-
-class _Late:
-    """The FHIR application, which exists once the store is open."""
-
-    application: Any = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.application(scope, receive, send)
 
 
 async def _open_to_all(scope: Scope) -> Principal:
