@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from fhir_server.auth.policy import Policy, Principal
 from fhir_server.errors import FhirError
 from fhir_server.http.application import FhirApplication
-from fhir_server.http.middleware import Figures, Observed, Scope
+from fhir_server.http.middleware import Figures, Observed, Receive, Scope, Send
 from fhir_server.interactions.context import Server
 from fhir_server.operations import OPERATIONS
 from fhir_server.search.registry import Registry
@@ -57,13 +57,60 @@ def check_settings(settings: Settings) -> None:
         raise FhirError(f"--open serves without authorization and is refused on {settings.host}; use 127.0.0.1")
 
 
-def create(settings: Settings | None = None) -> Starlette:
+class Application:
+    """ASGI: what is below the FHIR base goes straight to it, everything else (pages, figures, lifespan) to Starlette.
+
+    Starlette's own layers cost as much as a read by id, so the FHIR base does without them.
+    """
+
+    def __init__(self, settings: Settings, lifespan: Any = None) -> None:
+        self.settings = settings
+        self.server: Server
+        self._base = settings.base_path
+        self._figures = Figures()
+        self._fhir: Observed
+        self._rest = Observed(self._pages(lifespan), self._figures)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if path.startswith(self._base) and path[len(self._base) : len(self._base) + 1] in ("", "/"):
+                await self._fhir(scope, receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+    @asynccontextmanager
+    async def serving(self, server: Server) -> AsyncIterator[None]:
+        """What runs beside the requests starts and ends here."""
+        self.server = server
+        self._fhir = Observed(FhirApplication(server, _open_to_all), self._figures)
+        try:
+            yield
+        finally:
+            for close in reversed(server.closing):
+                await close()
+
+    def _pages(self, lifespan: Any) -> Starlette:
+        figures = CollectorRegistry()
+        figures.register(self._figures)
+
+        async def health(request: Request) -> Response:
+            ready = await self.server.store.ready()
+            return JSONResponse({"status": "pass" if ready else "fail"}, 200 if ready else 503)
+
+        async def metrics(request: Request) -> Response:
+            return Response(generate_latest(figures), media_type="text/plain; version=0.0.4")
+
+        return Starlette(routes=[Route("/health", health), Route("/metrics", metrics)], lifespan=lifespan)
+
+
+def create(settings: Settings | None = None) -> Application:
     """The application as uvicorn runs it. Without a database URL it starts, and at the end stops, a mongod of its own."""
     settings = settings or Settings.from_environment()
     check_settings(settings)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         embedded: EmbeddedMongo | None = None
         url = settings.mongo_url
         if not url:
@@ -73,7 +120,7 @@ def create(settings: Settings | None = None) -> Starlette:
             server = build_server(settings, url)
             await server.store.open()
             try:
-                async with serving(server, app):
+                async with app.serving(server):
                     yield
             finally:
                 await server.store.close()
@@ -81,52 +128,16 @@ def create(settings: Settings | None = None) -> Starlette:
             if embedded is not None:
                 await asyncio.to_thread(embedded.stop)
 
-    return _application(settings, lifespan)
-
-
-@asynccontextmanager
-async def mounted(server: Server) -> AsyncIterator[Starlette]:
-    """The application on an opened server; for tests and for programs that bring their own collaborators."""
-    app = _application(server.settings, None)
-    async with serving(server, app):
-        yield app
-
-
-@asynccontextmanager
-async def serving(server: Server, app: Starlette) -> AsyncIterator[None]:
-    """What runs beside the requests starts and ends here."""
-    app.state.server = server
-    app.state.fhir = FhirApplication(server, _open_to_all)
-    try:
-        yield
-    finally:
-        for close in reversed(server.closing):
-            await close()
-
-
-def _application(settings: Settings, lifespan: Any) -> Starlette:
-    figures = CollectorRegistry()
-
-    async def fhir(scope: Any, receive: Any, send: Any) -> None:
-        await app.state.fhir(scope, receive, send)
-
-    async def health(request: Request) -> Response:
-        ready = await app.state.server.store.ready()
-        return JSONResponse({"status": "pass" if ready else "fail"}, 200 if ready else 503)
-
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(figures), media_type="text/plain; version=0.0.4")
-
-    app = Starlette(
-        routes=[
-            Mount(settings.base_path, app=fhir),
-            Route("/health", health),
-            Route("/metrics", metrics),
-        ],
-        lifespan=lifespan,
-    )
-    app.add_middleware(Observed, figures=Figures(figures))
+    app = Application(settings, lifespan)
     return app
+
+
+@asynccontextmanager
+async def mounted(server: Server) -> AsyncIterator[Application]:
+    """The application on an opened server; for tests and for programs that bring their own collaborators."""
+    app = Application(server.settings)
+    async with app.serving(server):
+        yield app
 
 
 async def _open_to_all(scope: Scope) -> Principal:

@@ -23,6 +23,16 @@ PLAIN = wire.Wish()
 FORM = "application/x-www-form-urlencoded"
 
 
+# The headers that an interaction or the wire looks at; decoding the others would cost more than routing.
+HEARD = {
+    name.encode(): name
+    for name in (
+        *("host", "accept", "accept-encoding", "content-type", "content-length", "content-encoding", "prefer"),
+        *("if-match", "if-none-match", "if-none-exist", "if-modified-since", "origin", "x-provenance"),
+    )
+}
+
+
 class ClientGone(Exception):
     """The client hung up before its request was complete."""
 
@@ -38,7 +48,7 @@ class FhirApplication:
         self._most = server.settings.max_body_mb * 1024 * 1024
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {HEARD[name]: value.decode("latin-1") for name, value in scope["headers"] if name in HEARD}
         method: str = scope["method"]
         request_id = scope.get("request_id", "")
         base = self._public or self._base(scope, headers)

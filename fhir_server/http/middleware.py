@@ -5,13 +5,17 @@ A log line has the route's shape, never the URL itself: ids and search values ar
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,26 +25,34 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("fhir_server.access")
 
+_PROCESS = secrets.token_hex(5)
+_numbers = itertools.count(1)
+
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class Figures:
-    """Prometheus metrics of the wire; children are kept, because finding one costs more than counting."""
+class Figures(Collector):
+    """Counts and times of the wire, for Prometheus. Plain integers in one dictionary: a request pays half a microsecond."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._count = Counter("fhir_requests", "Requests answered", ["method", "route", "status"], registry=registry)
-        self._time = Histogram(
-            "fhir_request_seconds", "Time to answer", ["method", "route"], buckets=BUCKETS, registry=registry
-        )
-        self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str, int], list[float]] = {}
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        child = self._children.get((method, route, status))
-        if child is None:
-            child = self._count.labels(method, route, str(status)), self._time.labels(method, route)
-            self._children[method, route, status] = child
-        child[0].inc()
-        child[1].observe(seconds)
+        row = self._rows.get((method, route, status))
+        if row is None:
+            row = self._rows[method, route, status] = [0.0] * (len(BUCKETS) + 2)
+        row[bisect_left(BUCKETS, seconds)] += 1
+        row[-1] += seconds
+
+    def collect(self) -> Iterable[Metric]:
+        family = HistogramMetricFamily(
+            "fhir_request_seconds", "Time to answer a request", labels=["method", "route", "status"]
+        )
+        for (method, route, status), row in list(self._rows.items()):
+            sums = list(accumulate(row[:-1]))
+            bounds = [*(str(bound) for bound in BUCKETS), "+Inf"]
+            family.add_metric([method, route, str(status)], list(zip(bounds, sums, strict=True)), row[-1])
+        yield family
 
 
 class Observed:
@@ -83,4 +95,4 @@ def _request_id(headers: list[tuple[bytes, bytes]]) -> str:
             text = value.decode("latin-1")
             if text.replace("-", "").isalnum() and text.isascii():
                 return text
-    return secrets.token_hex(8)
+    return f"{_PROCESS}-{next(_numbers):x}"

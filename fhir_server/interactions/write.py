@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 
 from fhir_server.errors import BadRequest, Conflict, Gone, Issue, NotFound, PreconditionFailed, Unprocessable
@@ -306,7 +307,12 @@ def existing(stored: Stored | None, resource_type: str, id: str) -> Stored:
 
 def http_date(updated: int) -> str:
     """Milliseconds → RFC 9110 date, e.g. `Sun, 06 Nov 1994 08:49:37 GMT`."""
-    return formatdate(updated / 1000, usegmt=True)
+    return _http_date(updated // 1000)
+
+
+@lru_cache(maxsize=4096)
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 async def commit(server: Server, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
