@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fhir_server.automation.risk.atrial_fibrillation import cha2ds2_va, cha2ds2_vasc, has_bled
+from fhir_server.automation.risk.body import bmi
 from fhir_server.automation.risk.china_par import china_par_10y
 from fhir_server.automation.risk.diabetes import findrisc, ncdrs_2013
 from fhir_server.automation.risk.fib4 import fib_4
@@ -48,4 +49,5 @@ RISK_SCORES: Mapping[str, Formula] = {
     "frail": frail,
     "nosas": nosas,
     "hypertension-risk-china": hypertension_risk_china,
+    "bmi": bmi,
 }
