@@ -1,0 +1,79 @@
+"""`fhir-server serve`: one process, or with --workers a parent and its workers."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from dataclasses import replace
+
+from fhir_server.cli import options
+from fhir_server.cli.answering import answer, base_url, is_loopback, listen
+from fhir_server.errors import FhirError
+from fhir_server.settings import Settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.configure(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = options.settings_of(args)
+    check(settings)
+    if settings.workers > 1:
+        from fhir_server.cli.supervise import Supervisor
+
+        return Supervisor(settings, lambda port: announce(settings, port)).run()
+    return _alone(settings)
+
+
+def check(settings: Settings) -> None:
+    """Refuse what would lay records open. Raises FhirError."""
+    if settings.open and not is_loopback(settings.host):
+        raise FhirError(
+            f"--open serves without authorization and is for this machine alone: "
+            f"{settings.host} is not a loopback address. Leave --open out, or use --host 127.0.0.1"
+        )
+    if settings.workers < 1:
+        raise FhirError(f"--workers {settings.workers}: at least one process must answer")
+
+
+def announce(settings: Settings, port: int) -> None:
+    print(f"ready on {base_url(settings, port)}", flush=True)
+
+
+def _alone(settings: Settings) -> int:
+    """Everything in this process. The application is imported while mongod starts: both take about as long."""
+    from fhir_server.store.embedded import EmbeddedMongo
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    listening = listen(settings.host, settings.port)
+    port = int(listening.getsockname()[1])
+    settings = replace(settings, port=port)
+    importing = threading.Thread(target=_import, name="import", daemon=True)
+    importing.start()
+    mongo: EmbeddedMongo | None = None
+    try:
+        if not settings.mongo_url:
+            # On this thread: the kernel ends mongod with the thread that started it.
+            mongo = EmbeddedMongo(settings.data_dir, cache_mb=settings.mongo_cache_mb)
+            settings = replace(settings, mongo_url=mongo.start())
+        importing.join()
+        return answer(settings, listening, lambda: announce(settings, port))
+    finally:
+        listening.close()
+        if mongo is not None:
+            mongo.stop()
+
+
+def _import() -> None:
+    try:
+        from fhir_server import app
+    except Exception:  # noqa: S110 - the same import on the main thread tells it
+        pass
+    else:
+        assert app
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
