@@ -118,7 +118,9 @@ class Policy:
         if principal.everything:
             return
         if not principal.subject:
-            raise Unauthorized("An access token is needed")
+            refused = Unauthorized("An access token is needed")
+            refused.headers["WWW-Authenticate"] = "Bearer"
+            raise refused
         if interaction in NEED_A_TOKEN:
             return
         needed = NEEDS.get(interaction)

@@ -17,9 +17,11 @@ NOBODY: frozenset[str] = frozenset()
 
 
 class Records(Protocol):
-    """A search over everything, for deciding: every match, as mappings."""
+    """A search over everything, for deciding: every match (or `limit` of them), as mappings."""
 
-    async def find(self, resource_type: str, *parameters: tuple[str, str]) -> Sequence[Mapping[str, Any]]: ...
+    async def find(
+        self, resource_type: str, *parameters: tuple[str, str], limit: int = 0
+    ) -> Sequence[Mapping[str, Any]]: ...
 
 
 @dataclass(frozen=True, slots=True)

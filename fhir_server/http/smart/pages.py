@@ -1,0 +1,249 @@
+"""The pages a person sees: log in, choose the patient, consent. Plain HTML without scripts; each step is a form.
+
+https://hl7.org/fhir/smart-app-launch/STU2.2/app-launch.html#obtain-authorization-code
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import jinja2
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from fhir_server.auth.authority import Authority
+from fhir_server.auth.authorization import Refused, Request, Session
+from fhir_server.auth.oauth import OAuthError, invalid_request, new_secret
+from fhir_server.errors import FhirError, TooManyRequests
+from fhir_server.http.smart.wire import Endpoint, address_of, authority_of, form_pairs
+from fhir_server.http.smart.words import WORDS, in_words, language
+from fhir_server.store.credentials import Client, User
+
+FOLDER = Path(__file__).parent / "templates"
+SHOWN = 20  # patients in the picker
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, auto_reload=False
+    )
+
+
+def page(request: HttpRequest, template: str, status: int = 200, /, *, leads_to: str = "", **values: Any) -> Response:
+    """A page under a CSP that allows nothing but its style sheet and forms (whose redirect may lead to the app)."""
+    lang = language(request.query_params.get("ui_locales") or request.headers.get("accept-language", ""))
+    auth = authority_of(request).auth_url
+    html = (
+        _templates()
+        .get_template(template)
+        .render(auth=auth, words=WORDS[lang], problem=values.pop("problem", ""), **values)
+    )
+    parts = urlsplit(leads_to)
+    target = f" {parts.scheme}://{parts.netloc}" if parts.netloc else f" {parts.scheme}:" if parts.scheme else ""
+    policy = (
+        f"default-src 'none'; style-src 'self'; form-action 'self'{target}; frame-ancestors 'none'; base-uri 'none'"
+    )
+    return HTMLResponse(
+        html, status, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store", "Content-Language": lang}
+    )
+
+
+def shown(endpoint: Endpoint) -> Endpoint:
+    """Errors as a page, or sent back to the app where that is safe."""
+
+    async def answered(request: HttpRequest) -> Response:
+        try:
+            return await endpoint(request)
+        except Refused as refused:
+            return RedirectResponse(authority_of(request).authorizations.back(refused), 303)
+        except OAuthError as error:
+            return page(request, "problem.html", error.status, problem=error.description)
+        except FhirError as error:
+            response = page(request, "problem.html", error.status, problem=error.diagnostics)
+            response.headers.update(error.headers)
+            return response
+
+    return answered
+
+
+@shown
+async def authorize(request: HttpRequest) -> Response:
+    authority = authority_of(request)
+    pairs = await form_pairs(request) if request.method == "POST" else request.query_params.multi_items()
+    browser = request.cookies.get(_name(authority, "browser")) or new_secret()
+    wanted = await authority.authorizations.start(pairs, browser)
+    session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""))
+    if wanted.prompt == "none":
+        error = OAuthError("login_required" if session is None else "consent_required", "The user has to be asked")
+        raise authority.authorizations.refuse(wanted, error)
+    response = _go_on(authority, wanted, dict(pairs).get("ui_locales", ""))
+    _set(authority, response, "browser", browser)
+    if wanted.prompt == "login" and session is not None:
+        await authority.authorizations.log_out(request.cookies[_name(authority, "session")])
+        _drop(authority, response, "session")
+    return response
+
+
+@shown
+async def go_on(request: HttpRequest) -> Response:
+    """The next step of a request: whatever is still missing."""
+    authority = authority_of(request)
+    wanted, client, session = await _where(request, request.query_params.get("request", ""))
+    if session is None:
+        return page(request, "login.html", request_id=wanted.id, client=client, name="")
+    wanted = await authority.authorizations.settle_patient(wanted, session.user)
+    if wanted.needs_patient and not wanted.patient:
+        query = request.query_params.get("q", "").strip()[:100]
+        patients = [_described(one) for one in await _candidates(authority, session.user, query)]
+        return page(request, "patient.html", request_id=wanted.id, client=client, query=query, patients=patients)
+    offered = await authority.authorizations.offered(wanted, session.user)
+    lang = language(request.query_params.get("ui_locales") or request.headers.get("accept-language", ""))
+    scopes = [{"scope": scope, "words": in_words(scope, lang)} for scope in offered]
+    patient = await _patient_name(authority, wanted.patient) if wanted.patient else ""
+    user = session.user.display or session.user.name
+    return page(
+        request,
+        "consent.html",
+        leads_to=wanted.redirect_uri,
+        request_id=wanted.id,
+        client=client,
+        scopes=scopes,
+        patient=patient,
+        user=user,
+    )
+
+
+@shown
+async def login(request: HttpRequest) -> Response:
+    authority = authority_of(request)
+    values = dict(await form_pairs(request))
+    wanted, client, _ = await _where(request, values.get("request", ""))
+    name, password = values.get("name", "").strip(), values.get("password", "")
+    words = WORDS[language(request.headers.get("accept-language", ""))]
+    shown_again: dict[str, Any] = {"request_id": wanted.id, "client": client, "name": name}
+    try:
+        await authority.logins.check("user", name, address_of(request))
+    except TooManyRequests as error:
+        response = page(request, "login.html", 429, problem=words["too_many"], **shown_again)
+        response.headers.update(error.headers)
+        return response
+    user = await authority.credentials.user(name)
+    right = await authority.passwords.matches(user.password_hash if user else "", password[:1024])
+    if user is None or not right or user.disabled:
+        await authority.logins.failed("user", name, address_of(request))
+        return page(request, "login.html", 401, problem=words["wrong"], **shown_again)
+    response = _go_on(authority, wanted, request.query_params.get("ui_locales", ""))
+    _set(authority, response, "session", await authority.authorizations.log_in(user))
+    return response
+
+
+@shown
+async def patient(request: HttpRequest) -> Response:
+    authority = authority_of(request)
+    values = dict(await form_pairs(request))
+    wanted, _, session = await _where(request, values.get("request", ""))
+    if session is None:
+        return _go_on(authority, wanted)
+    wanted = await authority.authorizations.choose_patient(wanted, session.user, values.get("patient", ""))
+    return _go_on(authority, wanted)
+
+
+@shown
+async def consent(request: HttpRequest) -> Response:
+    authority = authority_of(request)
+    pairs = await form_pairs(request)
+    values = dict(pairs)
+    wanted, client, session = await _where(request, values.get("request", ""))
+    if session is None:
+        return _go_on(authority, wanted)
+    if values.get("answer") != "allow":
+        return RedirectResponse(await authority.authorizations.deny(wanted), 303)
+    kept = [value for name, value in pairs if name == "scope"]
+    return RedirectResponse(await authority.authorizations.allow(wanted, client, session, kept), 303)
+
+
+@shown
+async def logout(request: HttpRequest) -> Response:
+    """Ends the session; only for a request of this browser, so that another site's link logs nobody out."""
+    authority = authority_of(request)
+    wanted, _, _ = await _where(request, request.query_params.get("request", ""))
+    await authority.authorizations.log_out(request.cookies.get(_name(authority, "session"), ""))
+    response = _go_on(authority, wanted)
+    _drop(authority, response, "session")
+    return response
+
+
+async def style(request: HttpRequest) -> Response:
+    return Response(
+        (FOLDER / "style.css").read_bytes(), media_type="text/css", headers={"Cache-Control": "max-age=3600"}
+    )
+
+
+async def _where(request: HttpRequest, id: str) -> tuple[Request, Client, Session | None]:
+    authority = authority_of(request)
+    browser = request.cookies.get(_name(authority, "browser"), "")
+    if not id or not browser:
+        raise invalid_request("This login has expired or was begun in another browser; start again from the app")
+    wanted, client = await authority.authorizations.find(id, browser)
+    session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""))
+    return wanted, client, session
+
+
+async def _candidates(authority: Authority, user: User, query: str) -> list[Mapping[str, Any]]:
+    if authority.records is None:
+        return []
+    patients = await authority.authorizations.patients(user)
+    if patients is None:
+        parameters = [("name", query)] if query else []
+        found = await authority.records.find("Patient", *parameters, limit=SHOWN * 2)
+    else:
+        found = await authority.records.find("Patient", ("_id", ",".join(sorted(patients)[:500])))
+        found = [one for one in found if not query or query.lower() in _described(one)["name"].lower()]
+    return [one for one in found if await authority.authorizations.may_choose(user, str(one["id"]))][:SHOWN]
+
+
+async def _patient_name(authority: Authority, id: str) -> str:
+    found = await authority.records.find("Patient", ("_id", id)) if authority.records is not None else ()
+    return _described(found[0])["name"] if found else id
+
+
+def _described(resource: Mapping[str, Any]) -> dict[str, str]:
+    name: Mapping[str, Any] = next(iter(resource.get("name") or ()), {})
+    text = name.get("text") or " ".join([*(name.get("given") or ()), name.get("family") or ""]).strip()
+    return {
+        "id": str(resource["id"]),
+        "name": text or str(resource["id"]),
+        "born": str(resource.get("birthDate", "")),
+        "gender": str(resource.get("gender", "")),
+    }
+
+
+def _go_on(authority: Authority, wanted: Request, locales: str = "") -> Response:
+    values = {"request": wanted.id} | ({"ui_locales": locales} if locales else {})
+    return RedirectResponse(f"{authority.auth_url}/continue?{urlencode(values)}", 303)
+
+
+def _name(authority: Authority, kind: str) -> str:
+    """With TLS the browser itself guarantees that no subdomain and no plain page set the cookie."""
+    return f"__Secure-fhir-{kind}" if authority.base.startswith("https:") else f"fhir-{kind}"
+
+
+def _set(authority: Authority, response: Response, kind: str, value: str) -> None:
+    secure = authority.base.startswith("https:")
+    response.set_cookie(
+        _name(authority, kind), value, path=_path(authority), httponly=True, secure=secure, samesite="lax"
+    )
+
+
+def _drop(authority: Authority, response: Response, kind: str) -> None:
+    secure = authority.base.startswith("https:")
+    response.delete_cookie(_name(authority, kind), path=_path(authority), httponly=True, secure=secure, samesite="lax")
+
+
+def _path(authority: Authority) -> str:
+    return urlsplit(authority.auth_url).path

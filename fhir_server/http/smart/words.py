@@ -1,0 +1,119 @@
+"""What the login pages say, in Chinese and English, and scopes put into words a patient understands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fhir_server.auth.authorization import described
+
+WORDS: Final[dict[str, dict[str, str]]] = {
+    "en": {
+        "lang": "en",
+        "log_in": "Log in",
+        "for_app": "The app “{app}” asks you to log in.",
+        "name": "User name",
+        "password": "Password",
+        "wrong": "The user name or the password is not right.",
+        "too_many": "Too many attempts. Try again in a few minutes.",
+        "choose_patient": "Choose a patient",
+        "patient_for": "Whose record shall “{app}” open?",
+        "search_name": "Name",
+        "search": "Search",
+        "patients": "Patients",
+        "no_patients": "No patient found.",
+        "go_on": "Continue",
+        "allow_access": "Allow access?",
+        "app_asks": "“{app}” asks for access, on behalf of {user}.",
+        "about": "It is about the record of",
+        "it_may": "The app may (take away what you do not want)",
+        "until": "You can take this back at any time by asking whoever runs this server.",
+        "allow": "Allow",
+        "deny": "Do not allow",
+        "other_user": "Log in as somebody else",
+        "not_possible": "This is not possible",
+        "back_to_app": "Close this page and start again from the app. If it happens again, tell the app's makers.",
+        "openid": "know who you are",
+        "fhirUser": "know your record as a user",
+        "profile": "know your profile",
+        "launch": "know which patient was open when it was started",
+        "launch/patient": "know which patient was chosen",
+        "launch/encounter": "know the current visit",
+        "offline_access": "keep its access when you are not there",
+        "online_access": "keep its access while you are logged in",
+        "patient": "this patient's",
+        "user": "all that you may see:",
+        "everything": "data of every kind",
+        "only": "only where",
+        "c": "add",
+        "r": "read",
+        "u": "change",
+        "d": "delete",
+        "s": "search",
+    },
+    "zh": {
+        "lang": "zh-CN",
+        "log_in": "登录",
+        "for_app": "应用“{app}”请您登录。",
+        "name": "用户名",
+        "password": "密码",
+        "wrong": "用户名或密码不正确。",
+        "too_many": "尝试次数过多，请几分钟后再试。",
+        "choose_patient": "选择患者",
+        "patient_for": "“{app}”要打开哪位患者的记录？",
+        "search_name": "姓名",
+        "search": "搜索",
+        "patients": "患者",
+        "no_patients": "没有找到患者。",
+        "go_on": "继续",
+        "allow_access": "允许访问吗？",
+        "app_asks": "“{app}”请求以 {user} 的名义访问。",
+        "about": "涉及的记录属于",
+        "it_may": "该应用可以（不愿意的请取消勾选）",
+        "until": "您可以随时联系本服务器的管理者撤回授权。",
+        "allow": "允许",
+        "deny": "不允许",
+        "other_user": "换一个用户登录",
+        "not_possible": "无法完成",
+        "back_to_app": "请关闭此页面，从应用重新开始。如果再次出现，请告知应用的开发者。",
+        "openid": "知道您是谁",
+        "fhirUser": "知道您的用户档案",
+        "profile": "知道您的个人资料",
+        "launch": "知道启动时打开的患者",
+        "launch/patient": "知道所选的患者",
+        "launch/encounter": "知道当前的就诊",
+        "offline_access": "在您不在时继续访问",
+        "online_access": "在您登录期间继续访问",
+        "patient": "该患者的",
+        "user": "您可以看到的全部",
+        "everything": "各类数据",
+        "only": "仅限",
+        "c": "新增",
+        "r": "读取",
+        "u": "修改",
+        "d": "删除",
+        "s": "搜索",
+    },
+}
+
+
+def language(accepted: str) -> str:
+    """`zh` or `en`, from ui_locales or Accept-Language: the first of the two that is named wins."""
+    for part in accepted.replace(" ", ",").split(","):
+        start = part.strip().lower()[:2]
+        if start in WORDS:
+            return start
+    return "en"
+
+
+def in_words(scope: str, lang: str) -> str:
+    words = WORDS[lang]
+    known = described(scope)
+    if known is None:
+        return words.get(scope, scope)
+    comma, colon = ("、", "：") if lang == "zh" else (", ", " ")
+    verbs = comma.join(words[letter] for letter in known.permissions)
+    kind = words["everything"] if known.resource_type == "*" else known.resource_type
+    text = f"{verbs}{colon}{words.get(known.context, '')} {kind}"
+    if known.parameters:
+        text += f" ({words['only']} {' & '.join(f'{name} = {value}' for name, value in known.parameters)})"
+    return text
