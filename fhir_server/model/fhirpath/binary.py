@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fhir_server.model.fhirpath.compiled import Compiled, Truth, decided
+from fhir_server.model.fhirpath.compiled import NOWHERE, Compiled, Truth, decided
 from fhir_server.model.fhirpath.equality import distinct, equal, equivalent
 from fhir_server.model.fhirpath.operators import ORDER, arithmetic, compare
 from fhir_server.model.fhirpath.values import (
-    NOTHING,
     STRING,
     TEMPORAL_TYPES,
     Frame,
@@ -140,8 +139,10 @@ def _membership(element: Compiled, collection: Compiled) -> Truth:
 
 def _union(left: Compiled, right: Compiled) -> Compiled:
     one, other = left.collect, right.collect
-    if left.types == frozenset() and left.collect(None) == NOTHING:  # type: ignore[arg-type]  # a branch of another type
-        return Compiled(lambda frame: distinct(other(frame)), right.types)
+    if left is NOWHERE or right is NOWHERE:
+        only = right if left is NOWHERE else left
+        source = only.collect
+        return only if only is NOWHERE else Compiled(lambda frame: distinct(source(frame)), only.types)
     types = left.types | right.types if left.types is not None and right.types is not None else None
 
     def collect(frame: Frame) -> Items:

@@ -27,6 +27,7 @@ class Compiled:
     collect: Collect
     types: Types = None
     decide: Truth | None = None
+    element: tuple[Compiled, str] | None = None  # target and name, if the part is just a step to an element
 
     @property
     def condition(self) -> Truth:
@@ -59,6 +60,13 @@ def decided(decide: Truth) -> Compiled:
 
 def constant(collection: Items) -> Compiled:
     return Compiled(lambda frame: collection, frozenset(kind for _, kind, _ in collection))
+
+
+def _nothing(frame: Frame) -> Items:
+    return NOTHING
+
+
+NOWHERE = Compiled(_nothing, frozenset())  # a path that starts at another type than the expression does
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from fhir_server.model.dates import DateError
 from fhir_server.model.definitions import is_type, type_definition
 from fhir_server.model.fhirpath import ast, steps, types
 from fhir_server.model.fhirpath.binary import binary
-from fhir_server.model.fhirpath.compiled import Compiled, Invocation, Types, constant, decided
+from fhir_server.model.fhirpath.compiled import NOWHERE, Compiled, Invocation, Types, constant, decided
 from fhir_server.model.fhirpath.failure import FhirPathError
 from fhir_server.model.fhirpath.functions import FUNCTIONS
 from fhir_server.model.fhirpath.functions.fhir import reference_type
@@ -36,6 +36,9 @@ _CONSTANTS: Final = {
     "loinc": "http://loinc.org",
 }
 _PREFIXES: Final = {"vs-": "http://hl7.org/fhir/ValueSet/", "ext-": "http://hl7.org/fhir/StructureDefinition/"}
+
+_EMPTY_OF_EMPTY: Final = {"where", "select", "as", "ofType", "extension", "resolve", "first", "last", "repeat"}
+_ORDERED: Final = {"skip", "take", "tail", "first", "last"}
 
 _THIS: Final = Compiled(lambda frame: frame.this)
 
@@ -90,13 +93,13 @@ class Compiler:
     def _head(self, node: ast.Name, this: Types) -> Compiled:
         if not (node.name[0].isupper() and is_type(node.name)):
             return self._element(Compiled(_THIS.collect, this), node)
-        if node.name in steps.DYNAMIC:
-            return Compiled(steps.rooted(_THIS, node.name).collect, this)
+        if this and all(steps.is_a(kind, node.name) for kind in this):
+            return Compiled(_THIS.collect, this)
         if this is not None and not any(steps.is_a(kind, node.name) for kind in this):
             if self.strict:
                 kinds = " or ".join(sorted(this))
                 raise FhirPathError(f"The path starts at {kinds}, not at {node.name}", node.position, self.text)
-            return constant(NOTHING)
+            return NOWHERE
         return steps.rooted(_THIS, node.name)
 
     def _member(self, node: ast.Member, this: Types) -> Compiled:
@@ -109,6 +112,8 @@ class Compiler:
         return self._call(step, target, node.target, this)
 
     def _element(self, target: Compiled, node: ast.Name) -> Compiled:
+        if target is NOWHERE:
+            return NOWHERE
         kinds = target.types
         found: Types = None
         if kinds:
@@ -144,7 +149,10 @@ class Compiler:
             wanted = str(function.low) if function.low == function.high else f"{function.low} to {function.high}"
             message = f"{call.name}() takes {wanted} argument{'s' if wanted != '1' else ''}, not {count}"
             raise FhirPathError(message, call.position, self.text)
-        return function.build(Invocation(self, call, target, target_node, this))
+        if self.strict and call.name in _ORDERED and _is_unordered(target_node):
+            raise FhirPathError(f"{call.name}() needs an order, which children have none of", call.position, self.text)
+        part = function.build(Invocation(self, call, target, target_node, this))
+        return NOWHERE if target is NOWHERE and call.name in _EMPTY_OF_EMPTY else part
 
     def _type_test(self, node: ast.TypeTest, this: Types) -> Compiled:
         kinds = self._resolved(node.type, node.position)
@@ -170,7 +178,13 @@ class Compiler:
 
     def selected(self, target: Compiled, kinds: tuple[str, ...]) -> Compiled:
         """`as` and `ofType`: the items of these types. R4's search parameters use `as` on many items, so it filters."""
-        source, test = target.collect, types.selected_by(kinds)
+        if target is NOWHERE:
+            return NOWHERE
+        found = frozenset(kinds) if not steps.DYNAMIC & set(kinds) else None
+        test = types.selected_by(kinds)
+        if target.element is not None and target.types is not None:
+            return steps.member(*target.element, found, kinds)
+        source = target.collect
 
         def collect(frame: Frame) -> Items:
             found = source(frame)
@@ -178,7 +192,7 @@ class Compiler:
                 return NOTHING
             return [entry for entry in found if test(entry[1])]
 
-        return Compiled(collect, frozenset(kinds) if not steps.DYNAMIC & set(kinds) else None)
+        return Compiled(collect, found)
 
     def relaxed(self) -> Compiler:
         """For arguments whose `$this` has types nobody knows beforehand."""
@@ -235,6 +249,11 @@ class Compiler:
 
 
 _NO_FRAME: Final = Frame(NOTHING, None)  # type: ignore[arg-type]  # constants look at no frame
+
+
+def _is_unordered(node: ast.Node | None) -> bool:
+    call = node.step if isinstance(node, ast.Member) else node
+    return isinstance(call, ast.Call) and call.name in ("children", "descendants")
 
 
 def _resolves_to(references: Callable[[Frame], Items], test: Callable[[str], bool]) -> Callable[[Frame], bool | None]:

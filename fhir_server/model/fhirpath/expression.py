@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,8 @@ from fhir_server.model.fhirpath.failure import FhirPathError
 from fhir_server.model.fhirpath.parser import parse
 from fhir_server.model.fhirpath.steps import DYNAMIC
 from fhir_server.model.fhirpath.values import DEFAULT_HOST, Frame, Host, Items, Run, plain
+
+_JSON = (dict, str, int, bool, Decimal)
 
 
 class Expression:
@@ -39,7 +42,8 @@ class Expression:
     def typed(self, focus: Any, *, host: Host = DEFAULT_HOST, **variables: Any) -> list[tuple[str, Any]]:
         """`(type, value)` of each result: `("Quantity", {…})`, `("Observation.component", {…})`, `("code", "final")`."""
         found = self._run(self._collect, focus, None, host, variables)
-        return [(entry[1], plain(entry)) for entry in found if entry[0] is not None]
+        return [(kind, value if type(value) in _JSON else plain((value, kind, None))) for value, kind, _ in found
+                if value is not None]  # fmt: skip
 
     def holds(self, focus: Any, *, element: Any = None, host: Host = DEFAULT_HOST, **variables: Any) -> bool | None:
         """The result as a condition: True, False, or None for an empty result (unknown).
@@ -53,8 +57,10 @@ class Expression:
         if kind is None or (type(focus) is dict and "resourceType" in focus):
             kind = focus.get("resourceType", "") if type(focus) is dict else ""
         context: Items = [(focus, kind, element)]
-        resource = _container(variables.pop("resource", None)) if "resource" in variables else context
-        root = _container(variables.pop("rootResource", None)) if "rootResource" in variables else resource
+        resource = root = context
+        if variables:
+            resource = _container(variables.pop("resource", focus)) or context
+            root = _container(variables.pop("rootResource", None)) or resource
         frame = Frame(context, Run(context, resource, root, host, variables))
         try:
             return part(frame)
@@ -82,7 +88,7 @@ def compile(text: str, root_type: str | None = None, *, strict: bool = False) ->
 
 
 def _container(value: Any) -> Items:
-    return [(value, value.get("resourceType", ""), None)] if type(value) is dict else []
+    return [(value, value["resourceType"], None)] if type(value) is dict and "resourceType" in value else []
 
 
 def _path(node: ast.Node, root_type: str | None) -> tuple[str, ...] | None:

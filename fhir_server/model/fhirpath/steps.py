@@ -11,9 +11,12 @@ from typing import Any, Final, NamedTuple
 from fhir_server.model.definitions import is_type, type_definition
 from fhir_server.model.fhirpath.compiled import Compiled, Types
 from fhir_server.model.fhirpath.quantities import Quantity
-from fhir_server.model.fhirpath.values import NOTHING, Frame, Item, Items, is_primitive, system
+from fhir_server.model.fhirpath.types import selected_by
+from fhir_server.model.fhirpath.values import NOTHING, STRING, TYPE_INFO, Frame, Item, Items, is_primitive, system
 
 DYNAMIC: Final = frozenset({"Resource", "DomainResource"})  # the data say what they are
+Kinds = tuple[str, ...] | None
+
 _SIBLING: Final = "_"
 
 
@@ -28,7 +31,7 @@ class Step(NamedTuple):
 
 
 _NOWHERE: Final = Step("", None, "", {})
-_steps: Final[dict[str, dict[str, Step]]] = defaultdict(dict)  # by name, then by type
+_steps: Final[dict[tuple[str, Kinds], dict[str, Step]]] = defaultdict(dict)  # by name and selection, then by type
 
 
 def step_types(kind: str, name: str) -> Types:
@@ -44,10 +47,10 @@ def step_types(kind: str, name: str) -> Types:
     return None if kinds & DYNAMIC else kinds
 
 
-def member(target: Compiled, name: str, types: Types) -> Compiled:
-    """`target.name`"""
+def member(target: Compiled, name: str, types: Types, kinds: Kinds = None) -> Compiled:
+    """`target.name`; with `kinds`, `target.name.ofType(…)` in one step, for elements whose type the definitions tell."""
     source = target.collect
-    table = _steps[name]
+    table = _steps[name, kinds]
 
     def collect(frame: Frame) -> Items:
         found = source(frame)
@@ -59,7 +62,7 @@ def member(target: Compiled, name: str, types: Types) -> Compiled:
             if type(value) is dict:
                 step = table.get(kind)
                 if step is None:
-                    step = table[kind] = _learn(kind, name)
+                    step = table[kind] = _learn(kind, name, kinds)
                 key, sibling, child_kind, choices = step
                 if choices is not None:
                     for present in value.keys() & choices.keys():
@@ -88,7 +91,7 @@ def member(target: Compiled, name: str, types: Types) -> Compiled:
                 out.extend(_of_primitive(entry, name))
         return out
 
-    return Compiled(collect, types)
+    return Compiled(collect, types, None, (target, name) if kinds is None else None)
 
 
 def rooted(target: Compiled, kind: str) -> Compiled:
@@ -137,15 +140,19 @@ def children(entry: Item) -> Items:
     return out
 
 
-def _learn(kind: str, name: str) -> Step:
+def _learn(kind: str, name: str, kinds: Kinds) -> Step:
     if kind == "":
         return Step(name, None, "")
+    if kind == TYPE_INFO:
+        return Step(name, None, STRING)
     if not is_type(kind):
         return _NOWHERE
     elements = [element for element in type_definition(kind).elements.values() if element.name == name]
+    if kinds is not None:
+        elements = [element for element in elements if selected_by(kinds)(element.type)]
     if not elements:
         return _NOWHERE
-    if not elements[0].choice:
+    if len(elements) == 1:
         (element,) = elements
         return Step(element.key, _sibling(element.key, element.type), _data_type(element.type))
     choices: dict[str, tuple[str, str | None, str]] = {}

@@ -8,7 +8,7 @@ with `id` and `extension`. A value is None when only the sibling exists. The typ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -28,6 +28,7 @@ STRING: Final = "System.String"
 INTEGER: Final = "System.Integer"
 DECIMAL: Final = "System.Decimal"
 QUANTITY: Final = "System.Quantity"
+TYPE_INFO: Final = "System.TypeInfo"  # what type() gives: namespace and name
 
 TRUE: Final[Items] = [(True, BOOLEAN, None)]
 FALSE: Final[Items] = [(False, BOOLEAN, None)]
@@ -55,16 +56,18 @@ class Host:
 DEFAULT_HOST: Final = Host()
 
 
-@dataclass(slots=True)
 class Run:
     """One evaluation: what stays the same in all its parts."""
 
-    context: Items
-    resource: Items
-    root: Items
-    host: Host = DEFAULT_HOST
-    variables: Mapping[str, Any] = field(default_factory=dict)
-    _now: datetime | None = None
+    __slots__ = ("_now", "context", "host", "resource", "root", "variables")
+
+    def __init__(self, context: Items, resource: Items, root: Items, host: Host, variables: Mapping[str, Any]) -> None:
+        self.context = context  # %context
+        self.resource = resource  # %resource
+        self.root = root  # %rootResource
+        self.host = host
+        self.variables = variables
+        self._now: datetime | None = None
 
     @property
     def now(self) -> datetime:

@@ -143,7 +143,7 @@ def _order(one: Item, other: Item, run: Run) -> int | None:
 
 @MATHEMATICS.compiled("sort", 0, 9)
 def sort(call: Invocation) -> Compiled:
-    """By keys, each from the item; a minus sign before a key reverses it. Items without a key come first."""
+    """By keys, each from the item; a minus sign before a key reverses it. Items without a key come first, reversed or not."""
     source = call.target.collect
     keys: list[tuple[Collect, int]] = []
     for argument in call.call.arguments:
@@ -164,9 +164,9 @@ def sort(call: Invocation) -> Compiled:
                 if one is None or other is None:
                     order = (one is not None) - (other is not None)
                 else:
-                    order = _order(one, other, frame.run) or 0
+                    order = sign * (_order(one, other, frame.run) or 0)
                 if order:
-                    return order * sign
+                    return order
             return 0
 
         return [entry for entry, _ in sorted(rows, key=cmp_to_key(compare))]

@@ -6,7 +6,7 @@ from fhir_server.model.fhirpath.compiled import BOOLEANS, Compiled, Invocation, 
 from fhir_server.model.fhirpath.functions.table import Table
 from fhir_server.model.fhirpath.steps import children
 from fhir_server.model.fhirpath.temporal import Temporal
-from fhir_server.model.fhirpath.values import NOTHING, Frame, Items, Run, plain, system, text
+from fhir_server.model.fhirpath.values import NOTHING, TYPE_INFO, Frame, Items, Run, plain, system, text
 
 UTILITY = Table()
 
@@ -98,5 +98,5 @@ def type_(found: Items, run: Run) -> Items:
     out: Items = []
     for _, kind, _ in found:
         namespace, _, name = kind.rpartition(".") if kind.startswith("System.") else ("FHIR", "", kind)
-        out.append(({"namespace": namespace, "name": name}, "", None))
+        out.append(({"namespace": namespace, "name": name}, TYPE_INFO, None))
     return out
