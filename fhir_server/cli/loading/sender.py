@@ -83,33 +83,46 @@ class Sender:
 
     async def _bundle(self, step: Step) -> None:
         assert step.path is not None
-        known: set[str] = set()
 
-        def there(key: str) -> bool:
+        def sent_before(key: str) -> bool:
             owner = self.plan.owners.get(key)
-            return key in known or (owner is not None and owner is not step and owner in self._sent)
+            return owner is not None and owner is not step and owner in self._sent
 
         try:
             raw = sources.read(step.path)
-            composed = compose(raw, step.name, there)
-            if composed.type == "batch":
-                for part in _parts(composed.items):
-                    await self._batch(part)
-                self._count(0, composed.left_out)
-            else:
-                try:
-                    await self._transaction(composed.items, composed.left_out)
-                except Refused as refused:
-                    if refused.status != 412:
-                        raise
-                    known |= await self._existing([item.key for item in composed.items if item.key])
-                    if not known:
-                        raise
-                    composed = compose(raw, step.name, there)
-                    await self._transaction(composed.items, composed.left_out)
-            self._sent.add(step)
+            if await self._send_bundle(step.name, raw, sent_before):
+                self._sent.add(step)
         except (Refused, Unreadable, OSError) as error:
             self._fail(step.name, str(error), step.resources)
+
+    async def transaction(self, name: str, raw: bytes) -> None:
+        """One Bundle that is in memory."""
+        async with self._gate:
+            try:
+                await self._send_bundle(name, raw, lambda _: False)
+            except Refused as error:
+                self._fail(name, str(error), 0)
+
+    async def _send_bundle(self, name: str, raw: bytes, sent_before: Callable[[str], bool]) -> bool:
+        """Whether all of it is on the server now. Raises Refused."""
+        composed = compose(raw, name, sent_before)
+        if composed.type == "batch":
+            failures = len(self.report.failures)
+            for part in _parts(composed.items):
+                await self._batch(part)
+            self._count(0, composed.left_out)
+            return len(self.report.failures) == failures
+        try:
+            await self._transaction(composed.items, composed.left_out)
+        except Refused as refused:
+            if refused.status != 412:
+                raise
+            known = await self._existing([item.key for item in composed.items if item.key])
+            if not known:
+                raise
+            composed = compose(raw, name, lambda key: key in known or sent_before(key))
+            await self._transaction(composed.items, composed.left_out)
+        return True
 
     async def _transaction(self, items: list[Item], left_out: int) -> None:
         created = 0
@@ -117,6 +130,11 @@ class Sender:
             answer = await self.client.send("POST", "", body("transaction", items))
             created = sum(entry.response.status.startswith("201") for entry in _responses.decode(answer.body).entry)
         self._count(created, len(items) - created + left_out)
+
+    async def put(self, items: list[Item]) -> None:
+        """Single resources that are in memory, in their order."""
+        for part in _parts(items):
+            await self._batch(part)
 
     async def _existing(self, keys: list[str]) -> set[str]:
         """Which of these resources the server has."""

@@ -30,7 +30,7 @@ def bilingual(system: str, code: str, display: str, english: str, chinese: str) 
     """A CodeableConcept whose coding carries its Chinese name by the translation extension."""
     translation = {
         "url": "http://hl7.org/fhir/StructureDefinition/translation",
-        "extension": [{"url": "lang", "valueCode": "zh-CN"}, {"url": "content", "valueString": chinese}],
+        "extension": [{"url": "lang", "valueCode": "zh"}, {"url": "content", "valueString": chinese}],
     }
     coding = {"system": system, "code": code, "display": display, "_display": {"extension": [translation]}}
     return {"coding": [coding], "text": f"{chinese} {english}"}
@@ -268,25 +268,24 @@ def taken(person: Person, name: str, day: date) -> Json:
     )
 
 
-_PHQ9_ITEMS = ("44250-9", "44255-8", "44259-0", "44254-1", "44251-7", "44258-2", "44252-5", "44253-3", "44260-8")
 _PHQ9_ANSWERS = (
     ("LA6568-5", "Not at all"),
     ("LA6569-3", "Several days"),
     ("LA6570-1", "More than half the days"),
     ("LA6571-9", "Nearly every day"),
 )
-PHQ9 = "http://example.org/sample/Questionnaire/phq-9"
+PHQ9 = "https://fhir-server.org/fhir/Questionnaire/phq-9"
 
 
 def phq9(person: Person, visit: Visit, day: date, dice: Dice, expected: float) -> Json:
     """Nine answers of 0 to 3 that come out near the expected total; the last item (self-harm) is always 0."""
     items = []
-    for number, link in enumerate(_PHQ9_ITEMS, start=1):
+    for number in range(1, 10):
         grade = 0 if number == 9 else max(0, min(3, round(expected / 8 + dice.noise(0.5))))
         code, display = _PHQ9_ANSWERS[grade]
         items.append(
             {
-                "linkId": f"/{link}",
+                "linkId": str(number),
                 "answer": [{"valueCoding": {"system": LOINC, "code": code, "display": display}}],
             }
         )
