@@ -17,7 +17,7 @@ def _structure(resource: Resource, _mode: str) -> list[Issue]:
     problems = structure.resource(resource, Scope(resource))
     if problems is None:
         return []
-    root = str(resource.get("resourceType", ""))
+    root = str(resource.get("resourceType", "")) if isinstance(resource, dict) else ""
     return [problem.issue(root) for problem in problems]
 
 

@@ -197,6 +197,11 @@ def _qrs_1(node: Node, _scope: Scope) -> bool:
     return not ("answer" in node and "item" in node)
 
 
+def _que_7(node: Node, _scope: Scope) -> bool:
+    # Differs from the expression, which asks for FHIRPath's own Boolean: the type of the element is meant.
+    return node.get("operator") != "exists" or _has(node, "answerBoolean")
+
+
 NATIVE: Final[dict[str, Holds]] = {
     "age-1": _age_1,
     "ait-1": _ait_1,
@@ -230,6 +235,7 @@ NATIVE: Final[dict[str, Holds]] = {
     "prr-1": _needs("orderDetail", "code"),
     "qrs-1": _qrs_1,
     "qty-3": _needs("code", "system"),
+    "que-7": _que_7,
     "rat-1": _rat_1,
     "rng-2": _rng_2,
     "sqty-1": lambda node, _scope: not _has(node, "comparator"),

@@ -1,0 +1,199 @@
+"""The tables in cases/: resource → the errors it has, by code and FHIRPath expression."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fhir_server.errors import Issue
+from fhir_server.model import resource
+from fhir_server.validation import Validator
+
+CASES = Path(__file__).parent / "cases"
+Row = dict[str, Any]
+
+# The least a resource of these types must hold.
+SMALLEST: dict[str, Row] = {
+    "AllergyIntolerance": {"patient": {"reference": "Patient/1"}},
+    "Appointment": {"status": "proposed", "participant": [{"actor": {"display": "a"}, "status": "accepted"}]},
+    "Bundle": {"type": "collection"},
+    "CarePlan": {"status": "active", "intent": "plan", "subject": {"reference": "Patient/1"}},
+    "Composition": {
+        "status": "final",
+        "type": {"text": "a"},
+        "date": "2024",
+        "author": [{"display": "a"}],
+        "title": "a",
+    },
+    "Condition": {"subject": {"reference": "Patient/1"}},
+    "Encounter": {"status": "finished", "class": {"code": "AMB"}},
+    "FamilyMemberHistory": {
+        "status": "partial",
+        "patient": {"reference": "Patient/1"},
+        "relationship": {"text": "a"},
+    },
+    "Goal": {"lifecycleStatus": "active", "description": {"text": "a"}, "subject": {"reference": "Patient/1"}},
+    "Group": {"type": "person", "actual": True},
+    "Immunization": {
+        "status": "completed",
+        "vaccineCode": {"text": "a"},
+        "patient": {"reference": "Patient/1"},
+        "occurrenceString": "a",
+    },
+    "List": {"status": "current", "mode": "working"},
+    "MedicationAdministration": {
+        "status": "completed",
+        "medicationCodeableConcept": {"text": "a"},
+        "subject": {"reference": "Patient/1"},
+        "effectiveDateTime": "2024",
+    },
+    "Observation": {"status": "final", "code": {"text": "a"}},
+    "Questionnaire": {"status": "active"},
+    "QuestionnaireResponse": {"status": "completed"},
+    "SearchParameter": {
+        "url": "http://a",
+        "name": "A",
+        "status": "active",
+        "description": "a",
+        "code": "a",
+        "base": ["Patient"],
+        "type": "token",
+    },
+    "ServiceRequest": {"status": "active", "intent": "order", "subject": {"reference": "Patient/1"}},
+    "Task": {"status": "requested", "intent": "order"},
+    "ValueSet": {"status": "active"},
+}
+
+
+def table(name: str) -> list[Row]:
+    rows: list[Row] = yaml.safe_load((CASES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return rows
+
+
+def check(value: Row) -> list[Issue]:
+    """As a write does: through JSON, so that numbers are what a client's would be."""
+    return Validator().check(resource.load(json.dumps(value).encode()))
+
+
+def errors(value: Row) -> Counter[tuple[str, str]]:
+    return Counter((i.code, i.expression[0]) for i in check(value) if i.is_error)
+
+
+def compare(row: Row) -> None:
+    found = errors(row["resource"])
+    if "issues" in row:
+        assert found == Counter((code, expression) for code, expression in row["issues"])
+    else:
+        for expression, code in row["issues_at"].items():
+            assert found[(code, expression)]
+    if "says" in row:
+        assert any(row["says"] in i.diagnostics for i in check(row["resource"]) if i.is_error)
+
+
+TABLES = ("elements", "choices", "siblings", "bindings", "contained", "extensions")
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, id=f"{t}: {r['name']}") for t in TABLES for r in table(t)])
+def test_row(row: Row) -> None:
+    compare(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"resource": {"resourceType": "Patient", "gender": "x"}, "issues": []},
+        {"resource": {"resourceType": "Patient"}, "issues": [["value", "Patient.gender"]]},
+        {"resource": {"resourceType": "Patient", "gender": "x"}, "issues": [["code-invalid", "Patient"]]},
+        {"resource": {"resourceType": "Patient", "gender": "x"}, "issues_at": {"Patient.gender": "value"}},
+        {
+            "resource": {"resourceType": "Patient", "gender": "x"},
+            "issues": [["code-invalid", "Patient.gender"]],
+            "says": "nonsense",
+        },
+    ],
+)
+def test_a_wrong_row_fails(row: Row) -> None:
+    with pytest.raises(AssertionError):
+        compare(row)
+
+
+def extended(type_name: str, value: Any) -> Row:
+    key = "value" + type_name[0].upper() + type_name[1:]
+    return {"resourceType": "Patient", "extension": [{"url": "http://x", key: value}]}
+
+
+PRIMITIVES = table("primitives")
+RIGHT = [(row["type"], value) for row in PRIMITIVES for value in row["right"]]
+WRONG = [(row["type"], value) for row in PRIMITIVES for value in row["wrong"]]
+
+
+@pytest.mark.parametrize(("type_name", "value"), RIGHT)
+def test_right_primitive(type_name: str, value: Any) -> None:
+    assert errors(extended(type_name, value)) == Counter()
+
+
+@pytest.mark.parametrize(("type_name", "value"), WRONG)
+def test_wrong_primitive(type_name: str, value: Any) -> None:
+    found = errors(extended(type_name, value))
+    assert found in (
+        Counter([("value", "Patient.extension[0].value")]),
+        Counter([("structure", "Patient.extension[0].value")]),
+    )
+
+
+def test_every_primitive_type_has_rows() -> None:
+    assert {row["type"] for row in PRIMITIVES} == {
+        *("boolean integer unsignedInt positiveInt decimal string markdown code id uri url canonical oid uuid").split(),
+        *("date dateTime instant time base64Binary").split(),
+    }
+
+
+def test_a_long_text_is_refused_by_its_length() -> None:
+    assert errors(extended("string", "a" * 1024 * 1024)) == Counter()
+    assert errors(extended("string", "a" * (1024 * 1024 + 1))) == Counter([("too-long", "Patient.extension[0].value")])
+
+
+@pytest.mark.parametrize("row", table("references"), ids=lambda row: json.dumps(row["reference"]))
+def test_reference(row: Row) -> None:
+    value = {"resourceType": "Observation", "status": "final", "code": {"text": "a"}, "subject": row["reference"]}
+    compare({**row, "resource": value})
+
+
+@pytest.mark.parametrize("row", table("narrative"), ids=lambda row: row.get("inside") or row.get("div") or "empty")
+def test_narrative(row: Row) -> None:
+    div = row.get("div") or f'<div xmlns="http://www.w3.org/1999/xhtml">{row["inside"]}</div>'
+    found = check({"resourceType": "Patient", "text": {"status": "generated", "div": div}})
+    assert [(i.code, i.expression[0]) for i in found] == [("invariant", "Patient.text.div")] * row["issues"]
+    assert row.get("says", "") in " ".join(i.diagnostics for i in found)
+
+
+@pytest.mark.parametrize("row", table("invariants"), ids=lambda row: f"{row['key']} {row['type']}")
+def test_invariant(row: Row) -> None:
+    severity, smallest = row.get("severity", "error"), SMALLEST.get(row["type"], {})
+    right = check({"resourceType": row["type"], **smallest, **row["right"]})
+    wrong = check({"resourceType": row["type"], **smallest, **row["wrong"]})
+    assert [i.diagnostics for i in right if i.is_error or f"({row['key']})" in i.diagnostics] == []
+    broken = [i for i in wrong if f"({row['key']})" in i.diagnostics]
+    assert [(i.severity, i.code, i.expression[0]) for i in broken] == [
+        (severity, "invariant", row.get("at", row["type"]))
+    ]
+    assert [i for i in wrong if i.is_error and i not in broken] == [] or row["key"] == "ait-1"
+
+
+def test_another_type_than_the_url_names() -> None:
+    issues = Validator().check({"resourceType": "Patient"}, resource_type="Observation")
+    assert [(i.severity, i.code) for i in issues] == [("error", "invalid")]
+
+
+def test_a_deletion_is_not_looked_at() -> None:
+    assert Validator().check({"resourceType": "Nonsense"}, mode="delete") == []
+
+
+@pytest.mark.parametrize("value", [[], "Patient", None, 7, {}])
+def test_no_resource_at_all(value: Any) -> None:
+    assert [i.severity for i in Validator().check(value)] == ["error"]
