@@ -1,0 +1,169 @@
+"""Formats, encodings, bounds and errors on the wire."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+JSON = "application/fhir+json"
+BODY = b'{"resourceType":"Patient","active":true}'
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/fhir+json", JSON),
+        ("application/fhir+xml", "application/fhir+xml"),
+        ("application/json", JSON),
+        ("text/xml", "application/fhir+xml"),
+        ("*/*", JSON),
+        ("application/fhir+xml;q=0.5, application/fhir+json;q=0.9", JSON),
+        ("application/fhir+json;q=0.5, application/fhir+xml", "application/fhir+xml"),
+        ("application/fhir+json; fhirVersion=4.0", JSON),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", JSON),
+        ("image/png", None),
+        ("application/fhir+json; fhirVersion=5.0", None),
+        ("application/fhir+turtle", None),
+    ],
+)
+async def test_accept(client: httpx.AsyncClient, accept: str, expected: str | None) -> None:
+    response = await client.get("metadata", headers={"accept": accept})
+    if expected is None:
+        assert response.status_code == 406
+    else:
+        assert response.headers["content-type"].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("format", "status"),
+    [("json", 200), ("xml", 200), ("application/fhir+xml", 200), ("application/fhir json", 200), ("pdf", 406)],
+)
+async def test_format_wins_over_accept(client: httpx.AsyncClient, format: str, status: int) -> None:
+    response = await client.get(
+        "metadata", params={"_format": format}, headers={"accept": "image/png" if status == 200 else "*/*"}
+    )
+    assert response.status_code == status
+
+
+async def test_xml_in_and_out(client: httpx.AsyncClient) -> None:
+    xml = '<Patient xmlns="http://hl7.org/fhir"><id value="x1"/><birthDate value="1980"/></Patient>'
+    created = await client.put("Patient/x1", content=xml, headers={"content-type": "application/fhir+xml"})
+    assert created.status_code == 201, created.text
+    assert (await client.get("Patient/x1")).json()["birthDate"] == "1980"
+    answer = await client.get("Patient/x1", headers={"accept": "application/fhir+xml"})
+    assert '<birthDate value="1980"/>' in answer.text
+    error = await client.get("Patient/none", headers={"accept": "application/fhir+xml"})
+    assert "<OperationOutcome" in error.text
+
+
+BAD_BODIES: list[tuple[bytes, str, int, str]] = [
+    (b"{", JSON, 400, "not valid JSON"),
+    (b"[]", JSON, 400, "one JSON object"),
+    (b'"x"', JSON, 400, "one JSON object"),
+    (b'{"resourceType":"Patient","active":true,"active":false}', JSON, 400, "'active' occurs twice"),
+    (b'{"resourceType":"Patient","id" : "1","id":"2","x":"\\":"}', JSON, 400, "'id' occurs twice"),
+    (b'{"a":' * 90000 + b"1" + b"}" * 90000, JSON, 400, "nested deeper"),
+    (b'{"resourceType":"Patient","name":' + b"[" * 200 + b"]" * 200 + b"}", JSON, 400, "nested deeper"),
+    (b'{"resourceType":"Patient","name":[{"text":"\xff\xfe"}]}', JSON, 400, "not valid JSON"),
+    (b'{"active":true}', JSON, 400, "resourceType"),
+    (b"", JSON, 400, "as its body"),
+    (BODY, "text/plain", 415, "text/plain"),
+    (BODY, "application/fhir+json; charset=latin-1", 415, "latin-1"),
+    (b"<Patient", "application/fhir+xml", 400, "XML"),
+    (b"<!DOCTYPE x [<!ENTITY e 'x'>]><Patient xmlns='http://hl7.org/fhir'/>", "application/fhir+xml", 400, ""),
+    (b'{"resourceType":"Patient","birthDate":"2024-02-30"}', JSON, 422, "2024-02-30"),
+    (b'{"resourceType":"Patient","colour":"red"}', JSON, 422, "colour"),
+]
+
+
+@pytest.mark.parametrize(("body", "content_type", "status", "words"), BAD_BODIES, ids=range(len(BAD_BODIES)))
+async def test_a_bad_body_is_refused_with_words(
+    client: httpx.AsyncClient, body: bytes, content_type: str, status: int, words: str
+) -> None:
+    response = await client.post("Patient", content=body, headers={"content-type": content_type})
+    assert response.status_code == status, response.text
+    outcome = response.json()
+    assert words in " ".join(one["diagnostics"] for one in outcome["issue"])
+    assert "Traceback" not in response.text
+
+
+async def test_every_problem_is_told_not_only_the_first(client: httpx.AsyncClient) -> None:
+    body: dict[str, Any] = {"resourceType": "Patient", "gender": "robot", "birthDate": "x", "colour": 1}
+    outcome = (await client.post("Patient", json=body)).json()
+    where = {expression for one in outcome["issue"] for expression in one.get("expression", ())}
+    assert {"Patient.gender", "Patient.birthDate"} <= where
+    assert len(outcome["issue"]) >= 3
+
+
+async def test_gzip_both_ways(client: httpx.AsyncClient) -> None:
+    packed = {"content-type": JSON, "content-encoding": "gzip"}
+    response = await client.post("Patient", content=gzip.compress(BODY), headers=packed)
+    assert response.status_code == 201
+    metadata = await client.get("metadata", headers={"accept-encoding": "gzip"})
+    assert metadata.headers["content-encoding"] == "gzip"
+    assert metadata.json()["resourceType"] == "CapabilityStatement"
+    plain = await client.get("metadata", headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+
+
+async def test_a_gzip_bomb_is_not_unpacked(client: httpx.AsyncClient) -> None:
+    packer = zlib.compressobj(9, wbits=31)
+    bomb = b"".join(packer.compress(b" " * 1_000_000) for _ in range(80)) + packer.flush()
+    assert len(bomb) < 200_000
+    response = await client.post("Patient", content=bomb, headers={"content-type": JSON, "content-encoding": "gzip"})
+    assert response.status_code == 413
+
+
+async def test_broken_encodings(client: httpx.AsyncClient) -> None:
+    headers = {"content-type": JSON, "content-encoding": "gzip"}
+    assert (await client.post("Patient", content=b"no gzip", headers=headers)).status_code == 400
+    assert (await client.post("Patient", content=gzip.compress(BODY)[:-9], headers=headers)).status_code == 400
+    headers["content-encoding"] = "br"
+    assert (await client.post("Patient", content=BODY, headers=headers)).status_code == 415
+
+
+async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient) -> None:
+    response = await client.post("Patient", content=b" " * (65 * 1024 * 1024), headers={"content-type": JSON})
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("DELETE", "metadata", 405, "GET, HEAD"),
+        ("POST", "Patient/1", 405, "DELETE, GET, HEAD, PATCH, PUT"),
+        ("PUT", "Patient/1/_history/1", 405, "GET, HEAD"),
+        ("GET", "Patient/1/2/3/4/5", 404, None),
+        ("GET", "Patient/1/$nothing", 404, None),
+        ("GET", "Patient/%00", 400, None),
+        ("BREW", "Patient/1", 405, "DELETE, GET, HEAD, PATCH, PUT"),
+    ],
+)
+async def test_methods_and_paths(
+    client: httpx.AsyncClient, method: str, path: str, status: int, allow: str | None
+) -> None:
+    response = await client.request(method, path)
+    assert response.status_code == status, response.text
+    assert response.headers.get("allow") == allow
+    assert response.json()["resourceType"] == "OperationOutcome"
+
+
+async def test_the_request_id_is_given_back_and_a_harmful_one_is_not(client: httpx.AsyncClient) -> None:
+    assert (await client.get("metadata", headers={"x-request-id": "abc-1"})).headers["x-request-id"] == "abc-1"
+    assert (await client.get("metadata", headers={"x-request-id": "<script>"})).headers["x-request-id"] != "<script>"
+
+
+async def test_metadata_modes(client: httpx.AsyncClient) -> None:
+    full = (await client.get("metadata")).json()
+    assert len(full["rest"][0]["resource"]) > 140
+    normative = (await client.get("metadata?mode=normative")).json()
+    assert {"Patient", "Observation"} <= {entry["type"] for entry in normative["rest"][0]["resource"]}
+    assert len(normative["rest"][0]["resource"]) < 20
+    assert (await client.get("metadata?mode=terminology")).json()["resourceType"] == "TerminologyCapabilities"
+    assert (await client.get("metadata?mode=x")).status_code == 400
