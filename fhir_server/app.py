@@ -15,14 +15,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fhir_server.auth.policy import Policy, Principal
+from fhir_server.auth.authority import Authority, build
+from fhir_server.auth.policy import Policy
 from fhir_server.errors import FhirError
 from fhir_server.http.application import FhirApplication
 from fhir_server.http.middleware import Figures, Observed, Receive, Scope, Send
+from fhir_server.http.smart import Bearer, Headers, everybody
+from fhir_server.http.smart import routes as smart_routes
+from fhir_server.http.smart.discovery import security
 from fhir_server.interactions.context import Server
+from fhir_server.interactions.search import Records
 from fhir_server.operations import OPERATIONS
 from fhir_server.search.registry import Registry
 from fhir_server.settings import Settings
+from fhir_server.store.credentials import Credentials
 from fhir_server.store.embedded import EmbeddedMongo
 from fhir_server.store.mongo import MongoStore
 from fhir_server.validation import Validator
@@ -58,23 +64,28 @@ def check_settings(settings: Settings) -> None:
 
 
 class Application:
-    """ASGI: what is below the FHIR base goes straight to it, everything else (pages, figures, lifespan) to Starlette.
-
-    Starlette's own layers cost as much as a read by id, so the FHIR base does without them.
+    """ASGI: the FHIR base goes straight to its own application, everything else (SMART's endpoints, pages, figures,
+    lifespan) to Starlette, whose layers cost as much as a read by id.
     """
 
     def __init__(self, settings: Settings, lifespan: Any = None) -> None:
         self.settings = settings
         self.server: Server
         self._base = settings.base_path
+        self._apart = (f"{settings.base_path}/.well-known/", f"{settings.base_path}/auth/")
         self._figures = Figures()
-        self._fhir: Observed
-        self._rest = Observed(self._pages(lifespan), self._figures)
+        self._fhir: Any
+        self._pages = self._starlette(lifespan)
+        self._rest = self._wrapped(self._pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path: str = scope["path"]
-            if path.startswith(self._base) and path[len(self._base) : len(self._base) + 1] in ("", "/"):
+            if (
+                path.startswith(self._base)
+                and path[len(self._base) : len(self._base) + 1] in ("", "/")
+                and not path.startswith(self._apart)
+            ):
                 await self._fhir(scope, receive, send)
                 return
         await self._rest(scope, receive, send)
@@ -83,14 +94,40 @@ class Application:
     async def serving(self, server: Server) -> AsyncIterator[None]:
         """What runs beside the requests starts and ends here."""
         self.server = server
-        self._fhir = Observed(FhirApplication(server, _open_to_all), self._figures)
+        authenticate = everybody
+        authority: Authority | None = None
+        if not self.settings.open:
+            authority = await self._authorization(server)
+            authenticate = Bearer(authority)
+        self._fhir = self._wrapped(FhirApplication(server, authenticate))
         try:
             yield
         finally:
             for close in reversed(server.closing):
                 await close()
+            if authority is not None:
+                authority.close()
 
-    def _pages(self, lifespan: Any) -> Starlette:
+    async def _authorization(self, server: Server) -> Authority:
+        settings = self.settings
+        scheme = "https" if settings.tls_cert else "http"
+        base = settings.public_url or f"{scheme}://{settings.host}:{settings.port}{settings.base_path}"
+        store = server.store
+        if not isinstance(store, MongoStore):
+            raise FhirError("The authorization server needs the MongoDB store")
+        authority = build(settings, Credentials(store.database), base=base, store=store, records=Records(server, base))
+        await authority.open()
+        self._pages.state.authority = authority
+        server.committed.append(authority.committed)
+        server.rooms["security"] = security(authority)
+        return authority
+
+    def _wrapped(self, app: Any) -> Any:
+        """The ordered list of what surrounds every request."""
+        headers: Any = Headers(app, origins=self.settings.cors_origins, base_path=self._base)
+        return Observed(headers, self._figures)
+
+    def _starlette(self, lifespan: Any) -> Starlette:
         figures = CollectorRegistry()
         figures.register(self._figures)
 
@@ -101,7 +138,10 @@ class Application:
         async def metrics(request: Request) -> Response:
             return Response(generate_latest(figures), media_type="text/plain; version=0.0.4")
 
-        return Starlette(routes=[Route("/health", health), Route("/metrics", metrics)], lifespan=lifespan)
+        routes = [Route("/health", health), Route("/metrics", metrics)]
+        if not self.settings.open:
+            routes += smart_routes(self._base)
+        return Starlette(routes=routes, lifespan=lifespan)
 
 
 def create(settings: Settings | None = None) -> Application:
@@ -138,7 +178,3 @@ async def mounted(server: Server) -> AsyncIterator[Application]:
     app = Application(server.settings)
     async with app.serving(server):
         yield app
-
-
-async def _open_to_all(scope: Scope) -> Principal:
-    return Principal.open()

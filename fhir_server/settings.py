@@ -24,18 +24,26 @@ class Settings:
     port: int = field(default=8080, metadata={"help": "port to listen on; 0 picks a free one"})
     base_path: str = field(default="/fhir", metadata={"help": "path of the FHIR base"})
     public_url: str = field(default="", metadata={"help": "base URL as clients see it, behind a proxy"})
-    data_dir: Path = field(default_factory=_default_data_dir, metadata={"help": "where the embedded MongoDB and keys live"})
-    mongo_url: str = field(default="", metadata={"help": "replica set or sharded cluster; empty starts an embedded mongod"})
+    data_dir: Path = field(
+        default_factory=_default_data_dir, metadata={"help": "where the embedded MongoDB and keys live"}
+    )
+    mongo_url: str = field(
+        default="", metadata={"help": "replica set or sharded cluster; empty starts an embedded mongod"}
+    )
     database: str = field(default="fhir", metadata={"help": "database name"})
     mongo_cache_mb: int = field(default=512, metadata={"help": "cache of the embedded mongod, MiB"})
     workers: int = field(default=1, metadata={"help": "processes that answer requests"})
-    open: bool = field(default=False, metadata={"help": "serve without authorization; refused on any address but loopback"})
+    open: bool = field(
+        default=False, metadata={"help": "serve without authorization; refused on any address but loopback"}
+    )
     automation: bool = field(default=True, metadata={"help": "run the hooks engine inside serve"})
     max_body_mb: int = field(default=64, metadata={"help": "largest request body, unpacked, MiB"})
     max_bundle_entries: int = field(default=10_000, metadata={"help": "largest batch or transaction"})
     max_page: int = field(default=1_000, metadata={"help": "largest _count"})
     default_page: int = field(default=50, metadata={"help": "_count where the client gives none"})
     slow_search_ms: int = field(default=500, metadata={"help": "searches slower than this are logged with their plan"})
+    tls_cert: str = field(default="", metadata={"help": "certificate chain (PEM) to serve https with"})
+    tls_key: str = field(default="", metadata={"help": "its private key (PEM)"})
     log_level: str = field(default="info", metadata={"help": "debug, info, warning or error"})
 
     # Who may: docs/authorization.md
@@ -43,8 +51,12 @@ class Settings:
     backend_token_seconds: int = field(default=300, metadata={"help": "life of a backend service's token, seconds"})
     refresh_days: int = field(default=90, metadata={"help": "life of a grant with offline_access, days"})
     registration: bool = field(default=False, metadata={"help": "let apps register themselves (RFC 7591)"})
-    auth_key: str = field(default="", metadata={"help": "64 hex digits that encrypt the signing keys; empty: data_dir/auth.key"})
-    jwks_internal: bool = field(default=False, metadata={"help": "fetch clients' jwks_uri from internal addresses, too"})
+    auth_key: str = field(
+        default="", metadata={"help": "64 hex digits that encrypt the signing keys; empty: data_dir/auth.key"}
+    )
+    jwks_internal: bool = field(
+        default=False, metadata={"help": "fetch clients' jwks_uri from internal addresses, too"}
+    )
     rate_limit: int = field(default=5_000, metadata={"help": "requests a second of one client; 0 for no limit"})
     cors_origins: str = field(default="*", metadata={"help": "origins of browser apps, separated by spaces"})
     issuer: str = field(default="", metadata={"help": "external OpenID issuer whose tokens are accepted, too"})
