@@ -132,6 +132,8 @@ def _number(item: Input, raw: Any) -> Decimal:
         raise InvalidInput(item.name, f"{raw!r} is not a number") from None
     if isinstance(raw, bool) or not value.is_finite():
         raise InvalidInput(item.name, f"{raw!r} is not a number")
+    if item.kind == "integer" and value != value.to_integral_value():
+        raise InvalidInput(item.name, f"{raw!r} is not a whole number")
     return value if item.places is None else value.quantize(Decimal(1).scaleb(-item.places), "ROUND_DOWN")
 
 
