@@ -21,12 +21,12 @@ Holds = Callable[[Node, Scope], bool]
 # Checked where the structure is walked: structure.py, references.py, narrative.py.
 ELSEWHERE: Final = frozenset(["ele-1", "dom-2", "dom-3", "dom-4", "dom-5", "ref-1", "txt-1", "txt-2"])
 
-# Expressions that cannot be judged as they are written in R4 4.0.1, and why.
-NOT_JUDGED: Final[dict[str, str]] = {}
-
 # One warning under 29 keys: adf-0, cpb-0, csd-0, …
 _NAMED: Final = "name.matches('[A-Z]([A-Za-z0-9_]){0,254}')"
 _NAME: Final = re.compile("[A-Z][A-Za-z0-9_]{0,254}")
+
+# Part of an ElementDefinition.path.
+_STEP: Final = r"""[^\s.,:;'"/|?!@#$%&*()\[\]{}]{1,64}"""
 
 _UCUM: Final = "http://unitsofmeasure.org"
 _V3: Final = "http://terminology.hl7.org/CodeSystem/"
@@ -212,6 +212,15 @@ def _named(node: Node, _scope: Scope) -> bool:
     return "name" not in node or _NAME.fullmatch(node["name"]) is not None
 
 
+def _path_like(pattern: str) -> Holds:
+    match = re.compile(pattern).fullmatch
+
+    def holds(node: Node, _scope: Scope) -> bool:
+        return "path" not in node or match(node["path"]) is not None
+
+    return holds
+
+
 NATIVE: Final[dict[str, Holds]] = {
     "age-1": _age_1,
     "ait-1": _ait_1,
@@ -229,6 +238,8 @@ NATIVE: Final[dict[str, Holds]] = {
     "dis-1": _ucum_quantity,
     "dom-6": _dom_6,
     "drt-1": _drt_1,
+    "eld-19": _path_like(rf"{_STEP}(?:\.{_STEP}(?:\[x\])?(?::[^\s.]+)?)*"),
+    "eld-20": _path_like(r"[A-Za-z][A-Za-z0-9]*(?:\.[a-z][A-Za-z0-9]*(?:\[x])?)*"),
     "exp-1": _some_of("expression", "reference"),
     "ext-1": _ext_1,
     "gol-1": _gol_1,
@@ -263,7 +274,7 @@ NATIVE: Final[dict[str, Holds]] = {
 
 def of_type(definition: TypeDefinition) -> tuple[tuple[Invariant, Holds], ...]:
     """What is left to judge on a node of this type once its structure has been walked."""
-    left = (i for i in definition.invariants if i.key not in ELSEWHERE and i.key not in NOT_JUDGED)
+    left = (i for i in definition.invariants if i.key not in ELSEWHERE)
     return tuple((i, _rule(i, definition.name)) for i in left)
 
 

@@ -18,6 +18,8 @@ from fhir_server.validation.problems import Scope
 DIFFERENT = {
     "con-3": "the expression compares a CodeableConcept with a text",
     "que-7": "the expression asks for FHIRPath's Boolean instead of FHIR's",
+    "eld-19": "the engine refuses the expression's pattern, which repeats a repeat",
+    "eld-20": "the engine refuses the expression's pattern, which repeats a repeat",
     "ctm-1": "the expression resolves the member; the rule reads the reference's own text",
 }
 

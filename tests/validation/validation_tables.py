@@ -64,6 +64,16 @@ SMALLEST: dict[str, Row] = {
         "type": "token",
     },
     "ServiceRequest": {"status": "active", "intent": "order", "subject": {"reference": "Patient/1"}},
+    "StructureDefinition": {
+        "url": "http://a",
+        "name": "A",
+        "status": "active",
+        "kind": "resource",
+        "abstract": False,
+        "type": "Patient",
+        "baseDefinition": "http://hl7.org/fhir/StructureDefinition/Patient",
+        "derivation": "constraint",
+    },
     "Task": {"status": "requested", "intent": "order"},
     "ValueSet": {"status": "active"},
 }
