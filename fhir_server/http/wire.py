@@ -63,7 +63,7 @@ def media_type(accept: str, formatted: str) -> str:
                     quality = float(value)
                 except ValueError:
                     quality = 0.0
-            elif key == "fhirversion" and value.strip('"') not in ("4.0", "4.0.1"):
+            elif key.lower() == "fhirversion" and value.strip('"') not in ("4.0", "4.0.1"):
                 quality = 0.0
         found = "json" if name in _JSON or name in ("*/*", "application/*") else "xml" if name in _XML else ""
         if found and quality > best:

@@ -10,7 +10,6 @@ from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.search import find_matches
 from fhir_server.model.resource import Resource, load
-from fhir_server.validation.profile import check_profile
 
 MODES = ("create", "update", "delete", "profile")
 
@@ -47,6 +46,8 @@ async def validate(server: Server, context: Context, call: Call) -> Answer:
             Issue("information", "informational", "A create gives the resource a new id", (f"{before[0]}.id",))
         )
     if not any(issue.is_error for issue in issues):
+        from fhir_server.validation.profile import check_profile  # noqa: PLC0415
+
         for profile in profiles:
             issues.extend(check_profile(resource, await _definition(server, context, profile)))
     return Answer(200, issues=issues)

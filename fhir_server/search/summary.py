@@ -37,8 +37,8 @@ def subset(resource: Mapping[str, Any], summary: str | None, elements: Sequence[
 def _elements(definition: TypeDefinition, names: Sequence[str]) -> frozenset[str]:
     """JSON keys to keep: those asked for (a choice by its name or with its type), what is mandatory, and the head."""
     kept = set(ALWAYS) | _mandatory(definition)
-    for name in names:
-        name = name.removeprefix(f"{definition.name}.").removesuffix("[x]")
+    for given in names:
+        name = given.removeprefix(f"{definition.name}.").removesuffix("[x]")
         kept.update(key for key, element in definition.elements.items() if name in (key, element.name))
         # A search over several types may name what only one of them has, so a name that this type lacks is no error.
         if not name.replace("_", "").isalnum():
