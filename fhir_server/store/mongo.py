@@ -161,6 +161,8 @@ class MongoStore:
     # Finds
 
     async def find(self, find: Find) -> list[Stored]:
+        if find.computed:
+            return await self._find_computed(find)
         cursor = self._collection(find).find(
             find.filter,
             _projection(find),
@@ -175,12 +177,39 @@ class MongoStore:
         except OperationFailure as error:
             raise _unavailable(error) from error
 
+    async def _find_computed(self, find: Find) -> list[Stored]:
+        try:
+            cursor = await self._collection(find).aggregate(_pipeline(find), allowDiskUse=True, session=find.snapshot)
+            return [d.stored(find.resource_type, document) for document in await cursor.to_list()]
+        except OperationFailure as error:
+            raise _unavailable(error) from error
+
+    async def distinct(
+        self, resource_type: str, path: str, filter: Mapping[str, Any], limit: int, snapshot: Any = None
+    ) -> list[Any]:
+        collection = self.database[resource_type]
+        if snapshot is not None:
+            collection = collection.with_options(read_concern=ReadConcern())
+        # Not the distinct command: its answer is one document and so ends at 16 MB.
+        stages: list[Document] = [
+            {"$match": filter},
+            {"$project": {"_id": 0, "x": "$" + path}},
+            {"$unwind": "$x"},
+            {"$group": {"_id": "$x"}},
+            {"$limit": limit},
+        ]
+        cursor = await collection.aggregate(stages, allowDiskUse=True, session=snapshot)
+        return [document["_id"] async for document in cursor]
+
     async def count(self, resource_type: str, filter: Mapping[str, Any], limit: int = 0) -> int:
         options: dict[str, Any] = {"limit": limit} if limit else {}
         return await self.database[resource_type].count_documents(filter, **options)
 
     async def explain(self, find: Find) -> dict[str, Any]:
         """MongoDB's own executionStats for this find."""
+        if find.computed:
+            aggregate = {"aggregate": find.resource_type, "pipeline": _pipeline(find), "cursor": {}}
+            return dict(await self.database.command("explain", aggregate, verbosity="executionStats"))
         command: Document = {"find": find.resource_type, "filter": find.filter}
         projection = _projection(find)
         if projection:
@@ -224,6 +253,20 @@ class MongoStore:
         collection = self.database[find.resource_type]
         # A session that reads one moment brings its own read concern.
         return collection.with_options(read_concern=ReadConcern()) if find.snapshot is not None else collection
+
+
+def _pipeline(find: Find) -> list[Document]:
+    stages: list[Document] = [{"$match": find.filter}, {"$set": dict(find.computed)}]
+    if find.after:
+        stages.append({"$match": find.after})
+    if find.sort:
+        stages.append({"$sort": dict(find.sort)})
+    if find.limit:
+        stages.append({"$limit": find.limit})
+    projection = _projection(find)
+    if projection:
+        stages.append({"$project": projection})
+    return stages
 
 
 def _projection(find: Find) -> Document | None:

@@ -93,6 +93,8 @@ class Find:
     entries: tuple[str, ...] = ()  # which entries to return (names under `s`); ("*",) for all
     hint: str | None = None  # index name
     snapshot: Any = None  # opaque token from an earlier Find of the same request: read the same moment
+    computed: Mapping[str, Any] = field(default_factory=dict)  # path → expression: added to what `filter` finds …
+    after: Mapping[str, Any] = field(default_factory=dict)  # … before this filter, the sort and the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,11 @@ class Store(Protocol):
     async def find(self, find: Find) -> list[Stored]: ...
 
     async def count(self, resource_type: str, filter: Mapping[str, Any], limit: int = 0) -> int: ...
+
+    async def distinct(
+        self, resource_type: str, path: str, filter: Mapping[str, Any], limit: int, snapshot: Any = None
+    ) -> list[Any]:
+        """The different values at `path` (of arrays: their elements) in what the filter finds, `limit` at most."""
 
     async def explain(self, find: Find) -> dict[str, Any]: ...
 
