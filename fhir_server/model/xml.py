@@ -8,6 +8,7 @@ Differs from the spec: comments and processing instructions are dropped, because
 
 from __future__ import annotations
 
+import codecs
 import re
 from decimal import Decimal
 from typing import Any, Final
@@ -178,6 +179,7 @@ class _Reader:
         self.prefixes: dict[str, str] = {}  # declared outside the div
         parser = expat.ParserCreate("UTF-8", " ")
         parser.buffer_text = True
+        parser.XmlDeclHandler = self._declaration
         parser.StartDoctypeDeclHandler = self._doctype
         parser.StartNamespaceDeclHandler = self._namespace
         parser.StartElementHandler = self._start
@@ -186,6 +188,8 @@ class _Reader:
         self.parser = parser
 
     def read(self) -> Resource:
+        if self.body[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise self.refuse("The body must be UTF-8, not UTF-16")
         try:
             self.parser.Parse(self.body, True)
         except expat.ExpatError as error:
@@ -197,6 +201,10 @@ class _Reader:
     def refuse(self, text: str) -> Malformed:
         path = ".".join(frame.name for frame in self.frames)
         return Malformed(f"{text} (line {self.parser.CurrentLineNumber})", expression=(path,) if path else ())
+
+    def _declaration(self, _version: str, encoding: str | None, _standalone: int) -> None:
+        if encoding is not None and encoding.upper() not in ("UTF-8", "US-ASCII"):
+            raise self.refuse(f"The body must be UTF-8, not {encoding}")
 
     def _doctype(self, *_: Any) -> None:
         raise self.refuse("A document type declaration is not allowed")
