@@ -26,6 +26,7 @@ from fhir_server.store.protocol import Changed, Claim, Key, Put, Stored
 Result = TypeVar("Result")
 Dispatch = Callable[[Server, Context, Call], Awaitable[Answer]]
 
+INTERACTION = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
 ATTEMPTS = 20
 BATCH_AT_ONCE = 32
@@ -140,21 +141,24 @@ async def _transaction(server: Server, context: Context, entries: list[Entry], d
 
 def _check_requests(server: Server, context: Context, writes: list[Entry]) -> None:
     for entry in writes:
-        call = entry.call
-        levels = {"POST": (1,), "PUT": (1, 2), "PATCH": (1, 2), "DELETE": (1, 2)}[call.method]
-        if len(call.path) not in levels or any(part.startswith("$") for part in call.path):
-            raise BadRequest(
-                f"{entry.name}: {call.method} {'/'.join(call.path)} cannot be part of a transaction",
-                expression=[f"{entry.name}.request.url"],
-            )
-        resource_type = write.check_type(call.path[0])
-        interaction = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[call.method]
-        server.policy.may(context.principal, interaction, resource_type)
-        if call.method in ("POST", "PUT"):
-            write.check_body(call.resource, resource_type)
-        if len(call.path) == 2:
-            check_id(call.path[1])
-        entry.new_id = entry.new_id or server.new_id()
+        try:
+            _check_request(server, context, entry)
+        except FhirError as error:
+            raise _named(entry, error) from None
+
+
+def _check_request(server: Server, context: Context, entry: Entry) -> None:
+    call = entry.call
+    levels = {"POST": (1,), "PUT": (1, 2), "PATCH": (1, 2), "DELETE": (1, 2)}[call.method]
+    if len(call.path) not in levels or any(part.startswith("$") for part in call.path):
+        raise BadRequest(f"{call.method} {'/'.join(call.path)} cannot be part of a transaction")
+    resource_type = write.check_type(call.path[0])
+    server.policy.may(context.principal, INTERACTION[call.method], resource_type)
+    if call.method in ("POST", "PUT"):
+        write.check_body(call.resource, resource_type)
+    if len(call.path) == 2:
+        check_id(call.path[1])
+    entry.new_id = entry.new_id or server.new_id()
 
 
 async def _identify(server: Server, context: Context, writes: list[Entry]) -> None:
@@ -193,7 +197,7 @@ async def _find(server: Server, context: Context, entry: Entry) -> None:
         entry.target = (resource_type, entry.new_id)
         return
     criteria = criteria_of(header) if header is not None else call.query
-    interaction = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[call.method]
+    interaction = INTERACTION[call.method]
     key = claim_key(resource_type, criteria)
     holder = await server.store.claim_holder(key) if call.method in ("POST", "PUT") else ""
     entry.match = await sole_match(server, context, f"conditional-{interaction}", resource_type, criteria)
@@ -206,7 +210,7 @@ async def _find(server: Server, context: Context, entry: Entry) -> None:
     else:
         entry.target = None
         if call.method == "PATCH":
-            raise BadRequest(f"{entry.name}: nothing matches the criteria of the patch", expression=[entry.name])
+            raise BadRequest("Nothing matches the criteria of the patch")
 
 
 async def _prepare(server: Server, context: Context, writes: list[Entry]) -> list[Put]:
@@ -244,7 +248,7 @@ async def _prepare_one(
     if entry.target is None or (call.method == "POST" and entry.match is not None):
         return
     resource_type, id = entry.target
-    interaction = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}[call.method]
+    interaction = INTERACTION[call.method]
     visible = await write.see(server, context, interaction, previous)
     write.check_preconditions(visible, resource_type, id, call.header("if-match"), call.header("if-none-match"))
     if call.method == "DELETE":
@@ -295,9 +299,7 @@ async def _rewriting(server: Server, context: Context, writes: list[Entry]) -> R
         path, query = split_url(reference)
         match = await _within(entry, sole_match(server, context, "search", write.check_type(path[0]), query))
         if match is None:
-            raise BadRequest(
-                f"{entry.name}: nothing matches the conditional reference {reference!r}", expression=[entry.name]
-            )
+            raise _named(entry, BadRequest(f"Nothing matches the conditional reference {reference!r}"))
         mapping[reference] = f"{path[0]}/{match.id}"
 
     await asyncio.gather(*(resolve(reference, entry) for reference, entry in wanted.items()))

@@ -14,6 +14,7 @@ from fhir_server.interactions.json_tree import Copies
 from fhir_server.model import fhirpath
 from fhir_server.model.definitions import Element, is_type, type_definition
 from fhir_server.model.fhirpath import ast
+from fhir_server.model.fhirpath.values import is_primitive
 from fhir_server.model.resource import Resource
 
 MAX_OPERATIONS: Final = 1_000  # each walks the resource
@@ -141,7 +142,10 @@ class _Tree:
             if place.index is None:
                 parent.pop(key, None)
             elif isinstance(parent.get(key), list):
-                del parent[key][place.index : place.index + 1]
+                if place.key[0] == "_":  # the sibling of a value that stays where it is
+                    parent[key][place.index] = None
+                else:
+                    del parent[key][place.index : place.index + 1]
                 if all(value is None for value in parent[key]):
                     del parent[key]
         if not parent:
@@ -186,24 +190,33 @@ class _Tree:
             copy[f"_{name}"] = self._mark(sibling, Place(value, name))
 
     def _mark(self, sibling: Any, place: Place) -> dict[str, Any]:
-        mark = self._mirror(sibling, Place(place.parent, f"_{place.key}")) if isinstance(sibling, dict) else {}
+        own = Place(place.parent, f"_{place.key}", place.index)
+        mark = self._mirror(sibling, own) if isinstance(sibling, dict) else {}
         self._places[id(mark)] = place
-        if isinstance(sibling, dict):
-            self._owners[id(sibling)] = place
-        self._keep(mark)
         return mark
 
-    def _keep(self, mark: dict[str, Any]) -> None:
-        """Marks are told apart by identity, which only living objects have."""
-        self._nodes.setdefault(id(mark), mark)
+    def sibling(self, place: Place) -> dict[str, Any]:
+        """The `_name` object beside a primitive, made if it is missing."""
+        parent, key = place.parent or {}, f"_{place.key}"
+        if place.index is None:
+            made: dict[str, Any] = parent.setdefault(key, {})
+            return made
+        siblings = parent.setdefault(key, [])
+        siblings.extend([None] * (_length(parent, place.key) - len(siblings)))
+        if siblings[place.index] is None:
+            siblings[place.index] = {}
+        found: dict[str, Any] = siblings[place.index]
+        return found
 
 
 def _add(tree: _Tree, operation: _Operation, copies: Copies) -> None:
-    _, parent, kind = tree.one(operation.node)
-    if not isinstance(parent, dict):
-        raise operation.misses("the path leads to a value, which has no elements to add to")
+    place, parent, kind = tree.one(operation.node)
     name = operation.element.removesuffix("[x]")
     elements = _elements(kind, name)
+    if is_primitive(kind):
+        if name not in ("id", "extension"):
+            raise operation.misses(f"a {kind} has no element {name}")
+        parent = tree.sibling(place)
     value = _value(operation, operation.value, elements, copies)
     element = _chosen(elements, value, operation, kind, name)
     if element.max is None:

@@ -133,13 +133,17 @@ def _test(root: _Document, operation: _Operation) -> None:
         raise operation.misses("the value there is another")
 
 
+def _remove(root: _Document, operation: _Operation) -> None:
+    root.remove(operation.path, operation)
+
+
 def _move(root: _Document, operation: _Operation) -> None:
     root.add(operation.path, root.remove(operation.source, operation), operation)
 
 
 _APPLY: Final[dict[str, Callable[[_Document, _Operation], None]]] = {
     "add": lambda root, operation: root.add(operation.path, operation.value, operation),
-    "remove": lambda root, operation: None if root.remove(operation.path, operation) is None else None,
+    "remove": _remove,
     "replace": lambda root, operation: root.replace(operation.path, operation.value, operation),
     "move": _move,
     "copy": lambda root, operation: root.add(operation.path, root.get(operation.source, operation), operation),
