@@ -324,7 +324,7 @@ def _named(entry: Entry, error: FhirError) -> FhirError:
 
 
 def _at(entry: Entry, issue: Issue) -> Issue:
-    where = tuple(f"{entry.name}.resource.{part.partition('.')[2] or part}" for part in issue.expression)
+    where = tuple(".".join([f"{entry.name}.resource", *part.split(".")[1:]]) for part in issue.expression)
     return Issue(issue.severity, issue.code, f"{entry.name}: {issue.diagnostics}", where or (entry.name,))
 
 
