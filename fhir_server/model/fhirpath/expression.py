@@ -45,6 +45,11 @@ class Expression:
         return [(kind, value if type(value) in _JSON else plain((value, kind, None))) for value, kind, _ in found
                 if value is not None]  # fmt: skip
 
+    def items(self, focus: Any, *, host: Host = DEFAULT_HOST, **variables: Any) -> Items:
+        """The items themselves, `(value, type, _name sibling)`; what the data hold is handed out as is, by identity."""
+        found: Items = self._run(self._collect, focus, None, host, variables)
+        return found
+
     def holds(self, focus: Any, *, element: Any = None, host: Host = DEFAULT_HOST, **variables: Any) -> bool | None:
         """The result as a condition: True, False, or None for an empty result (unknown).
 
