@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhir_server.model.definitions import RESOURCE_TYPES
-from fhir_server.search import types
+from fhir_server.search import fulltext, types
 from fhir_server.search.paths import Guard, Path, resolve
 from fhir_server.search.registry import COMPUTED, Parameter, Registry
 from fhir_server.search.types import date, number, quantity, reference, special, string, token, uri
@@ -138,7 +138,7 @@ def _each(handlers: list[Handle]) -> Handle:
 
 
 class _Leaf:
-    """One conversion of the value at a node, for all the parameters that want it."""
+    """One conversion of the value at a node, for all the parameters that want it. `search_type` may be "phonetic"."""
 
     def __init__(self, search_type: str, path: Path) -> None:
         self.search_type = search_type
@@ -177,6 +177,8 @@ def converter(search_type: str, path: Path) -> Convert:
     """The function that turns a value of `path`'s type into entries of a search type."""
     if search_type == "token":
         return token.code_of(path.binding) if path.type == "code" else token.ENTRIES[path.type]
+    if search_type == "phonetic":
+        return string.sounds
     if search_type == "string":
         if path.keys[-1:] in (("family",), ("given",)):
             return string.name_part
@@ -254,7 +256,10 @@ class _Indexer:
                     if path.type == "Reference":
                         node.references.append((parameter.field, path.resolves_to, parameter.single))
                     else:
-                        node.leaf(parameter.type, path).fields.append((parameter.field, parameter.single))
+                        kind = (
+                            "phonetic" if parameter.code == "phonetic" and path.type == "HumanName" else parameter.type
+                        )
+                        node.leaf(kind, path).fields.append((parameter.field, parameter.single))
         finishes = [f for parameter in composites for f in _composite(root, parameter)]
         self._walk = root.compile()
         self._finishes = finishes
@@ -276,6 +281,13 @@ class _Indexer:
                 work.entries[parameter.field] = found
         if "contained" in resource:
             self._contain(work)
+        if "text" in resource:
+            found = fulltext.narrative(resource)
+            if found:
+                work.entries[fulltext.TEXT] = found
+        found = fulltext.content(resource)
+        if found:
+            work.entries[fulltext.CONTENT] = found
         return work.entries
 
     def patients(self, resource: Mapping[str, Any], entries: Mapping[str, Any]) -> tuple[str, ...]:
@@ -384,9 +396,7 @@ def _computed(parameter: Parameter) -> Callable[[Mapping[str, Any], str], list[A
     """Parameters whose expression is no path."""
     if parameter.expression in COMPUTED:
         return lambda resource, base: token.boolean(
-            any(
-                key in resource and resource[key] is not False for key in ("deceasedBoolean", "deceasedDateTime")
-            )
+            any(key in resource and resource[key] is not False for key in ("deceasedBoolean", "deceasedDateTime"))
         )
     from fhir_server.model import fhirpath
 

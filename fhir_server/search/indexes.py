@@ -49,7 +49,7 @@ def indexes(registry: Registry, resource_type: str) -> list[Index]:
         path = entry_path(parameter.field)
         if path not in covered:
             for keys in _keys(parameter, path):
-                index = _index(keys, path)
+                index = _index(keys, keys[0][0])
                 found[index.name] = index
     identifiers = sorted(
         {p.field for p in parameters.values() if p.type == "reference" and "Reference" in p.fhir_types}

@@ -95,6 +95,4 @@ class Members:
     target: str  # canonical URL of the value set; system|code
 
 
-Operand = (
-    Interval | Span | Amount | Keys | Prefixed | Containing | Ending | Words | Near | Parts | Members
-)
+Operand = Interval | Span | Amount | Keys | Prefixed | Containing | Ending | Words | Near | Parts | Members

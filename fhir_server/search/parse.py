@@ -11,10 +11,10 @@ from typing import Any
 
 from fhir_server.errors import BadRequest, UnknownParameter
 from fhir_server.model.definitions import RESOURCE_TYPES, compartment
-from fhir_server.search import fulltext, types
+from fhir_server.search import fulltext
 from fhir_server.search.escape import split, unescape
 from fhir_server.search.index import IDENTIFIER, VERSION
-from fhir_server.search.operands import Interval, Keys, Operand, Parts, Prefixed
+from fhir_server.search.operands import Interval, Keys, Operand, Parts
 from fhir_server.search.query import (
     All,
     Any_,
@@ -22,8 +22,8 @@ from fhir_server.search.query import (
     Condition,
     Has,
     Ids,
-    InCompartment,
     Include,
+    InCompartment,
     Listed,
     Match,
     Missing,
@@ -40,8 +40,22 @@ DEEPEST = 8  # links of a chain
 MOST_PAIRS = 100
 
 RESULT = frozenset(
-    "_sort _count _include _revinclude _summary _elements _total _contained _containedType _explain _cursor _format"
-    " _pretty _type".split()
+    [
+        "_sort",
+        "_count",
+        "_include",
+        "_revinclude",
+        "_summary",
+        "_elements",
+        "_total",
+        "_contained",
+        "_containedType",
+        "_explain",
+        "_cursor",
+        "_format",
+        "_pretty",
+        "_type",
+    ]
 )
 PRESENTATION = frozenset({"_format", "_pretty", "_cursor"})  # not part of what is searched
 
@@ -158,9 +172,7 @@ class _Parser:
         )
         return InCompartment(code, id, parameters, code == resource_type)
 
-    def _sort(
-        self, value: str, conditions: Mapping[str, Any]
-    ) -> dict[str, tuple[tuple[str, ...], tuple[Sort, ...]]]:
+    def _sort(self, value: str, conditions: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], tuple[Sort, ...]]]:
         written = tuple(part.strip() for part in value.split(","))
         if len(written) > 5:
             raise BadRequest("Parameter '_sort' takes five keys at most")
@@ -225,9 +237,7 @@ class _Parser:
                 raise BadRequest(f"Parameter {name!r}: {source}:{code} is of type {parameter.type}, not reference")
             if target and parameter.targets and target not in parameter.targets:
                 raise BadRequest(f"Parameter {name!r}: {source}:{code} does not refer to {target}")
-        (includes if kind == "_include" else revincludes).append(
-            Include(source, code, target, modifier == "iterate")
-        )
+        (includes if kind == "_include" else revincludes).append(Include(source, code, target, modifier == "iterate"))
 
     # One condition
 
@@ -266,7 +276,9 @@ class _Parser:
             operands.append(operand)
         operands = _merged(operands)
         if len(operands) > MOST_RANGES:
-            raise BadRequest(f"Parameter {name!r} has {len(operands)} values; {MOST_RANGES} of this kind are served at most")
+            raise BadRequest(
+                f"Parameter {name!r} has {len(operands)} values; {MOST_RANGES} of this kind are served at most"
+            )
         if modifier == "identifier":
             suffix = IDENTIFIER
         elif parameter.type == "reference":
@@ -292,7 +304,9 @@ class _Parser:
             folded = parameter.fhir_types == {"ContactPoint"}
             return token.parse(text, modifier, fold_case=folded)
         if kind == "string":
-            return string.phonetic(text) if parameter.code == "phonetic" else string.parse(text, modifier)
+            if parameter.code == "phonetic" and "HumanName" in parameter.fhir_types:
+                return string.phonetic(text)
+            return string.parse(text, modifier)
         if kind == "date":
             return date.parse(text, modifier, self.now)
         if kind == "reference":
@@ -339,9 +353,7 @@ class _Parser:
             )
         return parameter
 
-    def _chain(
-        self, resource_type: str, name: str, head: tuple[str, str, str], value: str, depth: int
-    ) -> Condition:
+    def _chain(self, resource_type: str, name: str, head: tuple[str, str, str], value: str, depth: int) -> Condition:
         code, modifier, rest = head
         parameter = self._parameter(resource_type, code, name)
         if parameter.type != "reference":
@@ -480,7 +492,7 @@ def _refusal(error: BadRequest, name: str, value: str) -> BadRequest:
 def _merged(operands: list[Operand]) -> list[Operand]:
     """All keys in one operand: one `$in` rather than an OR."""
     keys = [key for operand in operands if isinstance(operand, Keys) for key in operand.keys]
-    rest = [operand for operand in operands if not isinstance(operand, Keys)]
+    rest: list[Operand] = [operand for operand in operands if not isinstance(operand, Keys)]
     return [Keys(tuple(dict.fromkeys(keys))), *rest] if keys or not rest else rest
 
 

@@ -243,8 +243,17 @@ def _parameter(resource_type: str, row: SearchParameterDefinition, state: State,
             return None
         known = frozenset({"boolean"}) if computed else frozenset()
         return Parameter(
-            resource_type, row.code, row.type, row.url, row.expression, targets, (), state,
-            _field(row.code), custom=custom, fhir_types=known,
+            resource_type,
+            row.code,
+            row.type,
+            row.url,
+            row.expression,
+            targets,
+            (),
+            state,
+            _field(row.code),
+            custom=custom,
+            fhir_types=known,
         )
     usable = tuple(path for path in paths if path.type in fits)
     if not usable:
@@ -291,9 +300,7 @@ def _share(found: dict[str, Parameter]) -> None:
             )
 
 
-def _composite(
-    resource_type: str, row: SearchParameterDefinition, by_url: Mapping[str, Parameter]
-) -> Parameter | None:
+def _composite(resource_type: str, row: SearchParameterDefinition, by_url: Mapping[str, Parameter]) -> Parameter | None:
     contexts = resolve(row.expression, resource_type)
     rows = CORRECTED.get(row.url, row.components)
     if not contexts or not rows or any(url not in by_url for url, _ in rows):
@@ -323,7 +330,9 @@ _CODE = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}", re.ASCII)
 def _row(definition: Mapping[str, Any]) -> SearchParameterDefinition:
     for key in ("url", "code", "type", "base", "expression"):
         if not definition.get(key):
-            raise Unprocessable(f"A SearchParameter needs {key} to be searched by", expression=[f"SearchParameter.{key}"])
+            raise Unprocessable(
+                f"A SearchParameter needs {key} to be searched by", expression=[f"SearchParameter.{key}"]
+            )
     if not _CODE.fullmatch(definition["code"]) or definition["code"] in SPECIAL:
         raise Unprocessable(
             f"{definition['code']!r} cannot be the code of a parameter", expression=["SearchParameter.code"]

@@ -26,6 +26,7 @@ class Alternative:
     patients: frozenset[str] | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     resource_type: str = ""
+    excluded: frozenset[str] = frozenset()  # patients who object: nothing in a compartment of theirs comes through
 
     @property
     def condition(self) -> Condition:
@@ -38,6 +39,8 @@ class Alternative:
 
         if self.patients is not None and self.patients.isdisjoint(patients):
             return False
+        if self.excluded and not self.excluded.isdisjoint(patients):
+            return False
         return not self.parameters or holds(self.condition, entries)
 
 
@@ -49,7 +52,7 @@ class Restriction:
 
     @property
     def everything(self) -> bool:
-        return any(a.patients is None and not a.parameters for a in self.alternatives)
+        return any(a.patients is None and not a.parameters and not a.excluded for a in self.alternatives)
 
     @property
     def nothing(self) -> bool:

@@ -1,81 +1,86 @@
-"""Parts of a resource: `_summary` and `_elements`. https://hl7.org/fhir/R4/search.html#summary
-
-What is left out is said by the tag SUBSETTED, so that nobody writes the part back as the whole.
-"""
+"""`_summary` and `_elements`: a part of a resource, marked as one. https://hl7.org/fhir/R4/search.html#summary"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fhir_server.errors import BadRequest
-from fhir_server.model.definitions import TypeDefinition, type_definition
-from fhir_server.model.resource import Resource
+from fhir_server.model.definitions import Element, TypeDefinition, type_definition
 
-SUBSETTED = {"system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue", "code": "SUBSETTED"}
-ALWAYS = frozenset({"resourceType", "id", "meta"})
+SUBSETTED = {
+    "system": "http://terminology.hl7.org/CodeSystem/v3-ObservationValue",
+    "code": "SUBSETTED",
+    "display": "subsetted",
+}
+_ALWAYS = ("resourceType", "id", "meta")
 
 
-def subset(resource: Mapping[str, Any], summary: str | None, elements: Sequence[str] = ()) -> Resource:
-    """`summary`: true | text | data | None; `elements`: top-level names, which win over a summary. A copy is returned."""
-    definition = type_definition(str(resource["resourceType"]))
+def subset(resource: Mapping[str, Any], summary: str, elements: Sequence[str] = ()) -> dict[str, Any]:
+    """`summary`: "" | true | text | data | false (| count, which has no resources); `elements`: names at the top level.
+
+    Mandatory and modifier elements stay, as the specification asks. Unchanged if neither says otherwise.
+    """
     if elements:
-        kept = _elements(definition, elements)
-        part = {key: value for key, value in resource.items() if key.removeprefix("_") in kept}
-    elif summary == "true":
-        part = _summarized(resource, definition)
-    elif summary == "text":
-        kept = _mandatory(definition) | ALWAYS | {"text"}
-        part = {key: value for key, value in resource.items() if key.removeprefix("_") in kept}
-    elif summary == "data":
-        part = {key: value for key, value in resource.items() if key.removeprefix("_") != "text"}
-    else:
-        return dict(resource)
-    return _tagged(part)
+        wanted = {name.rpartition(".")[2] for name in elements}
+        return _marked(resource, lambda element: element.name in wanted or _needed(element))
+    if summary == "true":
+        definition = type_definition(str(resource["resourceType"]))
+        return _mark(_summarised(resource, definition))
+    if summary == "text":
+        return _marked(resource, lambda element: element.name == "text" or _needed(element))
+    if summary == "data":
+        return _marked(resource, lambda element: element.name != "text")
+    return dict(resource)
 
 
-def _elements(definition: TypeDefinition, names: Sequence[str]) -> frozenset[str]:
-    """JSON keys to keep: those asked for (a choice by its name or with its type), what is mandatory, and the head."""
-    kept = set(ALWAYS) | _mandatory(definition)
-    for given in names:
-        name = given.removeprefix(f"{definition.name}.").removesuffix("[x]")
-        kept.update(key for key, element in definition.elements.items() if name in (key, element.name))
-        # A search over several types may name what only one of them has, so a name that this type lacks is no error.
-        if not name.replace("_", "").isalnum():
-            raise BadRequest(f"_elements: {name[:60]!r} is not the name of an element")
-    return frozenset(kept)
+def _needed(element: Element) -> bool:
+    return element.min > 0 or element.modifier
 
 
-def _mandatory(definition: TypeDefinition) -> frozenset[str]:
-    return frozenset(key for key, element in definition.elements.items() if element.min > 0)
+def _marked(resource: Mapping[str, Any], wanted: Any) -> dict[str, Any]:
+    definition = type_definition(str(resource["resourceType"]))
+    return _mark(
+        {
+            key: value
+            for key, value in resource.items()
+            if key in _ALWAYS or ((element := _element(definition, key)) is not None and wanted(element))
+        }
+    )
 
 
-def _summarized(value: Mapping[str, Any], definition: TypeDefinition) -> Resource:
-    part: Resource = {}
-    for key, item in value.items():
-        element = definition.elements.get(key.removeprefix("_"))
-        if key in ALWAYS or (element is not None and (element.summary or element.min > 0)):
-            part[key] = item if element is None or key in ALWAYS or key[0] == "_" else _within(item, element.type)
-    return part
+def _summarised(item: Mapping[str, Any], definition: TypeDefinition) -> dict[str, Any]:
+    """Summary elements, at every depth where the definitions say so (backbone elements)."""
+    found: dict[str, Any] = {}
+    for key, value in item.items():
+        if key in _ALWAYS:
+            found[key] = value
+            continue
+        element = _element(definition, key)
+        if element is None or not (element.summary or _needed(element)):
+            continue
+        if "." in element.type and element.type != definition.name:
+            inner = type_definition(element.type)
+            if isinstance(value, list):
+                value = [_summarised(v, inner) if isinstance(v, dict) else v for v in value]
+            elif isinstance(value, dict):
+                value = _summarised(value, inner)
+            if not value:
+                continue
+        found[key] = value
+    return found
 
 
-def _within(item: Any, type_name: str) -> Any:
-    """Backbone elements have summary flags of their own; a data type in a summary is shown whole."""
-    if isinstance(item, list):
-        return [_within(one, type_name) for one in item]
-    if isinstance(item, dict) and "." in type_name:
-        return _summarized(item, type_definition(type_name))
-    return item
+def _element(definition: TypeDefinition, key: str) -> Element | None:
+    return definition.elements.get(key.removeprefix("_"))
 
 
-def _tagged(part: Resource) -> Resource:
-    meta = dict(part.get("meta", {}))
-    meta["tag"] = [*meta.get("tag", ()), SUBSETTED]
-    result: Resource = {}
-    for key, value in part.items():
-        if key != "meta":
-            result[key] = value
-        if key == "id":
-            result["meta"] = meta
-    result.setdefault("meta", meta)
-    return result
+def _mark(resource: dict[str, Any]) -> dict[str, Any]:
+    """With the tag that says this is not all of it, so that nobody writes it back."""
+    meta = dict(resource.get("meta") or {})
+    tags = [t for t in meta.get("tag", ()) if t.get("code") != "SUBSETTED"]
+    meta["tag"] = [*tags, SUBSETTED]
+    marked = {"resourceType": resource["resourceType"]}
+    if "id" in resource:
+        marked["id"] = resource["id"]
+    marked["meta"] = meta
+    return {**marked, **{k: v for k, v in resource.items() if k not in marked}}

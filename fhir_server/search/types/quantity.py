@@ -29,7 +29,12 @@ MODIFIERS = frozenset({"missing"})
 UCUM = "http://unitsofmeasure.org"
 _INFINITY = float("inf")
 # comparator → (is the low end open to infinity, the high end, is the end that is given excluded)
-_COMPARATORS = {"<": (True, False, True), "<=": (True, False, False), ">": (False, True, True), ">=": (False, True, False)}
+_COMPARATORS = {
+    "<": (True, False, True),
+    "<=": (True, False, False),
+    ">": (False, True, True),
+    ">=": (False, True, False),
+}
 _PLAIN = (False, False, False)
 
 
@@ -80,7 +85,12 @@ def quantity(value: Mapping[str, Any], context: Any = None) -> list[Entry]:
         return []
     low, high, excluded = _COMPARATORS.get(value.get("comparator", ""), _PLAIN)
     found = _entries(
-        None if low else number, None if high else number, value.get("system"), value.get("code"), value.get("unit"), context
+        None if low else number,
+        None if high else number,
+        value.get("system"),
+        value.get("code"),
+        value.get("unit"),
+        context,
     )
     if excluded:
         for entry in found:
@@ -127,7 +137,9 @@ def range_(value: Mapping[str, Any], context: Any = None) -> list[Entry]:
     unit = low or high
     if low.get("code") != high.get("code") and low and high:
         return []  # ends in two units are against the Range's own rules
-    return _entries(low.get("value"), high.get("value"), unit.get("system"), unit.get("code"), unit.get("unit"), context)
+    return _entries(
+        low.get("value"), high.get("value"), unit.get("system"), unit.get("code"), unit.get("unit"), context
+    )
 
 
 def money(value: Mapping[str, Any], context: Any = None) -> list[Entry]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+
 from fhir_server.errors import BadRequest
 from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.search.escape import unescape
@@ -39,10 +40,10 @@ def type_of(reference: str) -> str:
 
 
 def canonical(value: str) -> list[str]:
-    """The URL, the URL with its version, and (for :below) with each beginning of the version."""
+    """The URL, the URL with its version (nothing after the bar for none), and for :below each beginning of the version."""
     url, _, version = value.partition("|")
     if not version:
-        return [url]
+        return [url, url + "|"]
     parts = version.split(".")
     return [url, value, *(f"{TREE}{url}|{'.'.join(parts[: n + 1])}" for n in range(len(parts)))]
 

@@ -59,8 +59,5 @@ def matches(operand: Near, entry: Mapping[str, float]) -> bool:
 def _distance(lat1: float, lon1: float, lat2: float, lon2: float) -> float:
     """Great circle, km (haversine)."""
     a, b = math.radians(lat1), math.radians(lat2)
-    h = (
-        math.sin((b - a) / 2) ** 2
-        + math.cos(a) * math.cos(b) * math.sin(math.radians(lon2 - lon1) / 2) ** 2
-    )
+    h = math.sin((b - a) / 2) ** 2 + math.cos(a) * math.cos(b) * math.sin(math.radians(lon2 - lon1) / 2) ** 2
     return 2 * RADIUS_KM * math.asin(min(1.0, math.sqrt(h)))

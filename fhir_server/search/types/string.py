@@ -12,8 +12,8 @@ from typing import Any
 
 from fhir_server.errors import BadRequest
 from fhir_server.search.escape import unescape
-from fhir_server.search.operands import Containing, Keys, Operand, Prefixed
-from fhir_server.search.text import endings, fold, has_han, pinyin
+from fhir_server.search.operands import Containing, Keys, Operand, Prefixed, Words
+from fhir_server.search.text import endings, fold, has_han, pinyin, soundex
 
 MODIFIERS = frozenset({"exact", "contains", "missing"})
 EXACT = "\U0010ffff"  # sorts after every folded text
@@ -101,3 +101,19 @@ def parse(text: str, modifier: str) -> Operand:
     if not folded:
         raise BadRequest("has no letter or digit (write it with :exact to search for punctuation)")
     return Containing(folded) if modifier == "contains" else Prefixed(folded)
+
+
+def sounds(value: Mapping[str, Any]) -> list[str]:
+    """`phonetic`: how the words of a HumanName sound. The algorithm is the server's choice; this is Soundex."""
+    found: list[str] = []
+    for text in (value.get("family"), value.get("text"), *value.get("given", ())):
+        if type(text) is str:
+            found.extend(soundex(word) for word in fold(text).split())
+    return list(dict.fromkeys(found))
+
+
+def phonetic(text: str) -> Operand:
+    words = fold(unescape(text)).split()
+    if not words:
+        raise BadRequest("has no letter or digit")
+    return Words(tuple(soundex(word) for word in words))

@@ -19,7 +19,9 @@ def uri(value: Any) -> list[str]:
     return [value, TREE + value.rstrip("/") + "/"] if "://" in value else [value]
 
 
-ENTRIES: dict[str, Callable[[Any], list[str]]] = dict.fromkeys(("uri", "url", "canonical", "oid", "uuid", "string"), uri)
+ENTRIES: dict[str, Callable[[Any], list[str]]] = dict.fromkeys(
+    ("uri", "url", "canonical", "oid", "uuid", "string"), uri
+)
 
 
 def parse(text: str, modifier: str) -> Operand:
