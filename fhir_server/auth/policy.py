@@ -32,19 +32,19 @@ https://hl7.org/fhir/smart-app-launch/STU2.2/scopes-and-launch-context.html
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from fhir_server.auth.principal import Principal
 from fhir_server.auth.scopes import PERMISSIONS, Scope
-from fhir_server.errors import Forbidden, Unauthorized
+from fhir_server.errors import FhirError, Forbidden, Unauthorized
 from fhir_server.model.resource import load
+from fhir_server.search.index import index
+from fhir_server.search.registry import Registry, standard
 from fhir_server.search.restrict import EVERYTHING, NOTHING, Alternative, Restrict, Restriction
 from fhir_server.store.protocol import Stored
 
 __all__ = ["Policy", "Principal"]
-
-Matches = Callable[[str, tuple[tuple[str, str], ...], Mapping[str, Any], Mapping[str, Any]], bool]
 
 # What an interaction needs on its type: all of these permissions.
 NEEDS: Mapping[str, str] = {
@@ -104,14 +104,10 @@ _LABELS = {"N": ("R", "V"), "R": ("V",), "V": ()}  # clearance → labels that s
 
 
 class Policy:
-    """Stateless: what it needs to know is in the Principal. One instance in `Server.policy`.
+    """Stateless: what it needs to know is in the Principal. One instance in `Server.policy`."""
 
-    `matches(resource_type, parameters, resource, entries)` says whether a resource matches search pairs, for scopes
-    that are narrowed; without it such scopes let nothing be read by id.
-    """
-
-    def __init__(self, matches: Matches | None = None) -> None:
-        self._matches = matches
+    def __init__(self, registry: Registry | None = None) -> None:
+        self._registry = registry or standard()
 
     def may(self, principal: Principal, interaction: str, resource_type: str | None = None) -> None:
         """Returns if the interaction may go on (within `restrict` and `sees`); raises Unauthorized or Forbidden."""
@@ -145,9 +141,7 @@ class Policy:
                 return NOTHING
             if not hidden:
                 return Restriction(tuple(alternatives))
-            return Restriction(
-                tuple(Alternative(one.patients, (*one.parameters, *hidden), one.excluded) for one in alternatives)
-            )
+            return Restriction(tuple(replace(one, parameters=(*one.parameters, *hidden)) for one in alternatives))
 
         return restriction
 
@@ -198,9 +192,11 @@ class Policy:
         return Forbidden(f"The token does not allow this {resource_type}: it is outside the token's reach")
 
     def _match(self, one: Alternative, stored: Stored) -> bool:
-        if self._matches is None or not stored.raw:
+        """Whether a scope's narrowing lets the version through."""
+        if not stored.raw:
             return False
-        return self._matches(stored.resource_type, one.parameters, load(stored.raw), stored.entries)
+        entries = stored.entries or index(self._registry, load(stored.raw)).entries
+        return one.allows(stored.patients, entries)
 
     def _alternatives(self, principal: Principal, permission: str, resource_type: str) -> list[Alternative]:
         """The ways in that the scopes open, labels apart. Empty: none."""
@@ -208,18 +204,26 @@ class Policy:
             return []
         found: list[Alternative] = []
         for scope in principal.scopes:
-            if not scope.permits(permission, resource_type):
+            if not scope.permits(permission, resource_type) or not _is_understood(scope, resource_type):
                 continue
             for patients, excluded in _reach(principal, scope, permission):
                 if patients is None:
-                    found.append(Alternative(None, scope.parameters, excluded))
+                    found.append(Alternative(None, scope.parameters, resource_type, excluded))
                 elif resource_type in SHARED:
                     if permission in "rs":
-                        found.append(Alternative(None, scope.parameters))
+                        found.append(Alternative(None, scope.parameters, resource_type))
                 elif resource_type not in HIDDEN_FROM_LIMITED and patients:
-                    found.append(Alternative(patients, scope.parameters, excluded))
+                    found.append(Alternative(patients, scope.parameters, resource_type, excluded))
         wide = [one for one in found if one.patients is None and not one.parameters]
         return wide[:1] or list(dict.fromkeys(found))
+
+
+def _is_understood(scope: Scope, resource_type: str) -> bool:
+    """A narrowing that means nothing for the type lets nothing through."""
+    try:
+        return not scope.parameters or bool(Alternative(None, scope.parameters, resource_type).condition)
+    except FhirError:
+        return False
 
 
 def _may_audit(principal: Principal, permission: str) -> bool:

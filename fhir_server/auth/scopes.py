@@ -25,6 +25,10 @@ LAUNCH_SCOPES = frozenset(
 _SCOPE = re.compile(r"(patient|user|system)/(\*|[A-Z][A-Za-z]{1,63})\.(\*|read|write|c?r?u?d?s?)(?:\?([!-~]+))?")
 
 
+# No chains, no _has, no controls: what can be decided by looking at the one resource.
+_NARROWS = re.compile(r"(?:[A-Za-z][A-Za-z0-9-]*|_security|_tag|_profile)(?::[A-Za-z-]+)?")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Scope:
     """`patient/Observation.rs?category=vital-signs`: whose, which type (`*` all), what may be done, narrowed by search."""
@@ -47,8 +51,7 @@ class Scope:
             if permissions in VERSION_1:
                 raise ValueError(f"{text!r}: only scopes of version 2 take search parameters")
             pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict")
-            if any(not name or not value or name.startswith(("_include", "_rev", "_has", "_sort", "_count"))
-                   for name, value in pairs):  # fmt: skip
+            if not all(value and _NARROWS.fullmatch(name) for name, value in pairs):
                 raise ValueError(f"{text!r}: a scope is narrowed by plain search parameters with values")
             parameters = tuple(sorted(set(pairs)))
         return cls(cast(ScopeContext, context), resource_type, VERSION_1.get(permissions, permissions), parameters)

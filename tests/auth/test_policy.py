@@ -1,0 +1,135 @@
+"""The policy as a table: policy.yaml. Each row is asked both ways, one resource at a time and as a search's restriction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fhir_server.auth.policy import CONFIDENTIALITY, Policy, Principal
+from fhir_server.auth.scopes import resource_scopes, split
+from fhir_server.errors import Forbidden, Unauthorized
+from fhir_server.model.resource import dump
+from fhir_server.search.index import index
+from fhir_server.search.registry import standard
+from fhir_server.store.protocol import Stored
+
+TABLE = yaml.safe_load((Path(__file__).parent / "policy.yaml").read_text())
+POLICY = Policy()
+
+
+def principal_of(who: dict[str, Any]) -> Principal:
+    patients = who.get("patients", [])
+    role = who.get("role")
+    default_user = f"Patient/{patients[0]}" if role == "patient" and patients != "all" else None
+    principal = Principal(
+        subject="somebody",
+        client_id="app",
+        scopes=resource_scopes(split(who["scopes"])),
+        patient=who.get("patient"),
+        fhir_user=who.get("fhir_user", default_user),
+        roles=frozenset([role] if role else []),
+        patients=None if patients == "all" else frozenset(patients),
+        excluded=frozenset(who.get("excluded", ())),
+        clearance=who.get("clearance", "N"),
+    )
+    return principal.breaking_glass(who["purpose"]) if "purpose" in who else principal
+
+
+def stored_of(question: dict[str, Any], resource_type: str) -> Stored:
+    resource: dict[str, Any] = {"resourceType": resource_type, "id": "x", "meta": {}}
+    if "label" in question:
+        resource["meta"]["security"] = [{"system": CONFIDENTIALITY, "code": question["label"]}]
+    if "category" in question:
+        resource["category"] = [{"coding": [{"code": question["category"]}]}]
+    entries = index(standard(), resource).entries
+    return Stored(resource_type, "x", 1, 0, dump(resource), patients=tuple(question["of"]), entries=entries)
+
+
+def questions(kind: str) -> list[Any]:
+    return [
+        pytest.param(row["who"], question, id=f"{row['name']}: {question}")
+        for row in TABLE
+        for question in row.get(kind, ())
+    ]
+
+
+def asked(question: dict[str, Any]) -> tuple[str, Any]:
+    return next(iter(question.items()))
+
+
+@pytest.mark.parametrize(("who", "question"), questions("sees"))
+def test_sees(who: dict[str, Any], question: dict[str, Any]) -> None:
+    interaction, resource_type = asked(question)
+    principal, stored = principal_of(who), stored_of(question, resource_type)
+    POLICY.may(principal, interaction, resource_type)
+    assert POLICY.sees(principal, interaction, stored)
+    assert POLICY.sees(principal, interaction, replace(stored, entries={})), "entries are made where they are missing"
+    assert POLICY.restrict(principal, interaction)(resource_type).allows(stored.patients, stored.entries)
+    coarse = POLICY.compartments(principal, interaction, resource_type)
+    assert coarse is None or coarse & set(stored.patients)
+
+
+@pytest.mark.parametrize(("who", "question"), questions("hidden"))
+def test_hidden(who: dict[str, Any], question: dict[str, Any]) -> None:
+    interaction, resource_type = asked(question)
+    principal, stored = principal_of(who), stored_of(question, resource_type)
+    assert not POLICY.sees(principal, interaction, stored)
+    assert not POLICY.sees(principal, interaction, replace(stored, entries={}))
+    assert not POLICY.restrict(principal, interaction)(resource_type).allows(stored.patients, stored.entries)
+
+
+@pytest.mark.parametrize(("who", "question"), questions("refused"))
+def test_refused(who: dict[str, Any], question: dict[str, Any]) -> None:
+    interaction, resource_type = asked(question)
+    principal = principal_of(who)
+    with pytest.raises(Forbidden):
+        POLICY.may(principal, interaction, resource_type)
+    if resource_type and interaction in ("read", "search"):
+        assert POLICY.restrict(principal, interaction)(resource_type).nothing
+        assert not POLICY.sees(principal, interaction, stored_of({"of": ["p1"]}, resource_type))
+
+
+@pytest.mark.parametrize(("who", "question"), questions("allowed"))
+def test_allowed(who: dict[str, Any], question: dict[str, Any]) -> None:
+    POLICY.may(principal_of(who), *asked(question))
+
+
+@pytest.mark.parametrize(("who", "question"), questions("writes"))
+def test_writes(who: dict[str, Any], question: dict[str, Any]) -> None:
+    interaction, resource_type = asked(question)
+    principal = principal_of(who)
+    POLICY.may(principal, interaction, resource_type)
+    POLICY.check_write(principal, interaction, stored_of(question, resource_type))
+
+
+@pytest.mark.parametrize(("who", "question"), questions("cannot"))
+def test_cannot_write(who: dict[str, Any], question: dict[str, Any]) -> None:
+    interaction, resource_type = asked(question)
+    with pytest.raises(Forbidden, match="reach"):
+        POLICY.check_write(principal_of(who), interaction, stored_of(question, resource_type))
+
+
+def test_nobody_is_told_to_log_in() -> None:
+    with pytest.raises(Unauthorized) as refused:
+        POLICY.may(Principal.nobody(), "read", "Patient")
+    assert refused.value.headers["WWW-Authenticate"] == "Bearer"
+    assert POLICY.restrict(Principal.nobody())("Patient").nothing
+    assert not POLICY.sees(Principal.nobody(), "read", stored_of({"of": []}, "Organization"))
+
+
+@pytest.mark.parametrize("principal", [Principal.open(), Principal.automation()])
+def test_open_and_automation_see_everything(principal: Principal) -> None:
+    POLICY.may(principal, "operation:$invented", None)
+    assert POLICY.restrict(principal)("AuditEvent").everything
+    assert POLICY.sees(principal, "read", stored_of({"of": ["p1"], "label": "V"}, "Condition"))
+
+
+def test_a_condition_without_search_finds_nothing() -> None:
+    """Otherwise If-None-Exist would tell a lab who is a patient here."""
+    lab = principal_of({"scopes": "system/Patient.c", "patients": "all"})
+    POLICY.may(lab, "conditional-create", "Patient")
+    assert POLICY.restrict(lab, "conditional-create")("Patient").nothing
