@@ -13,6 +13,7 @@ from pymongo.operations import IndexModel
 from fhir_server.store import documents as d
 from fhir_server.store.protocol import Index
 
+MOST_INDEXES = 64  # MongoDB's limit for one collection
 CLAIM_SECONDS = 86_400  # a claim only matters while two equal requests overlap
 
 # What every collection of current versions has, whatever its search parameters.
@@ -74,10 +75,15 @@ class Collections:
         collection = self._database[resource_type]
         await self._create(resource_type)
         present = {index["name"] async for index in await collection.list_indexes()}
+        unwanted = sorted(present - set(wanted) - {"_id_"})
         missing = [_model(index) for name, index in wanted.items() if name not in present]
+        # The new ones first, so that no search is ever without an index; unless both would not fit side by side.
+        crowded = max(0, len(present) + len(missing) - MOST_INDEXES)
+        for name in unwanted[:crowded]:
+            await collection.drop_index(name)
         if missing:
             await collection.create_indexes(missing)
-        for name in present - set(wanted) - {"_id_"}:
+        for name in unwanted[crowded:]:
             await collection.drop_index(name)
 
     async def _create(self, name: str) -> None:
