@@ -24,7 +24,7 @@ from fhir_server.http.smart import Bearer, Headers, everybody
 from fhir_server.http.smart import routes as smart_routes
 from fhir_server.http.smart.discovery import security
 from fhir_server.interactions.context import Server
-from fhir_server.interactions.search import Records
+from fhir_server.interactions.search import Records, open_search
 from fhir_server.operations import OPERATIONS
 from fhir_server.search.registry import Registry
 from fhir_server.settings import Settings
@@ -94,6 +94,7 @@ class Application:
     async def serving(self, server: Server) -> AsyncIterator[None]:
         """What runs beside the requests starts and ends here."""
         self.server = server
+        await open_search(server)
         authenticate = everybody
         authority: Authority | None = None
         if not self.settings.open:

@@ -2,35 +2,145 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fhir_server.auth.principal import Principal
-from fhir_server.interactions.call import Pairs
+from fhir_server.errors import BadRequest, Forbidden
+from fhir_server.interactions.call import Pairs, check_id
 from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.write import check_type
 from fhir_server.model.resource import load
+from fhir_server.search import execute, page
+from fhir_server.search.parse import parse
+from fhir_server.search.query import Query
+from fhir_server.search.valuesets import StoredTerminology
 from fhir_server.store.protocol import Stored
 
 RECORDS_AT_MOST = 10_000
+CURSOR_KEY = "cursor-key"
+COMPARTMENTS = frozenset({"Patient", "Practitioner", "RelatedPerson", "Encounter", "Device"})
+RESULT_PARAMETERS = (
+    "_sort",
+    "_count",
+    "_include",
+    "_revinclude",
+    "_summary",
+    "_elements",
+    "_total",
+    "_explain",
+    "_cursor",
+)
+
+
+async def open_search(server: Server) -> None:
+    """The key that seals cursors: one for the database, so that every process takes the others' cursors."""
+    kept = await server.store.setting(CURSOR_KEY)
+    if kept is None:
+        await server.store.set_setting(CURSOR_KEY, {"key": secrets.token_hex(32)}, if_absent=True)
+        kept = await server.store.setting(CURSOR_KEY)
+    server.rooms[CURSOR_KEY] = bytes.fromhex(str((kept or {})["key"]))
+
+
+async def search(server: Server, context: Context, resource_type: str | None, pairs: Pairs) -> bytes:
+    """A searchset Bundle."""
+    if resource_type is not None:
+        check_type(resource_type)
+    query = _parse(server, context, resource_type, pairs)
+    return await _bundle(server, context, query, resource_type or "")
+
+
+async def compartment(server: Server, context: Context, name: str, id: str, resource_type: str, pairs: Pairs) -> bytes:
+    """`Patient/x/Observation?…` and `Patient/x/*`. https://hl7.org/fhir/R4/compartmentdefinition.html"""
+    if name not in COMPARTMENTS:
+        check_type(name)
+        raise BadRequest(f"There is no {name} compartment; there are those of {', '.join(sorted(COMPARTMENTS))}")
+    wanted = None if resource_type == "*" else check_type(resource_type)
+    query = _parse(server, context, wanted, pairs, (name, check_id(id)))
+    return await _bundle(server, context, query, f"{name}/{id}/{resource_type}")
+
+
+async def run(server: Server, context: Context, query: Query, interaction: str = "search") -> execute.Page:
+    """A parsed query, narrowed to what the principal may see."""
+    return await execute.run(
+        server.store,
+        server.registry,
+        query,
+        server.policy.restrict(context.principal, interaction),
+        key=server.rooms[CURSOR_KEY],
+        terminology=StoredTerminology(server.store),
+        slow_ms=server.settings.slow_search_ms,
+    )
 
 
 async def find_matches(
     server: Server, context: Context, interaction: str, resource_type: str, criteria: Pairs, limit: int
 ) -> list[Stored]:
-    """Up to `limit` live resources that match, as the principal may see them for this interaction."""
-    raise NotImplementedError
+    """Up to `limit` live resources that match, as the principal may see them for this interaction.
+
+    Criteria are never read leniently: an ignored one would match, and change, what was not meant.
+    """
+    for name, _ in criteria:
+        if name.partition(":")[0] in RESULT_PARAMETERS:
+            raise BadRequest(f"{name[:60]!r} cannot be a criterion of a conditional request")
+    query = parse(
+        resource_type,
+        criteria,
+        registry=server.registry,
+        default_count=limit,
+        most_count=max(limit, 1),
+        base=context.base,
+    )
+    if not query.pairs:
+        raise BadRequest("The criteria of a conditional request must not be empty")
+    return (await run(server, context, query, interaction)).matches[:limit]
 
 
-async def search(server: Server, context: Context, resource_type: str | None, query: Pairs) -> bytes:
-    """A searchset Bundle."""
-    raise NotImplementedError
+def _parse(
+    server: Server, context: Context, resource_type: str | None, pairs: Pairs, within: tuple[str, str] | None = None
+) -> Query:
+    return parse(
+        resource_type,
+        pairs,
+        registry=server.registry,
+        lenient=context.lenient,
+        compartment=within,
+        default_count=server.settings.default_page,
+        most_count=server.settings.max_page,
+        base=context.base,
+    )
 
 
-async def compartment(
-    server: Server, context: Context, compartment: str, id: str, resource_type: str, query: Pairs
-) -> bytes:
-    """`Patient/x/Observation?…` and `Patient/x/*`."""
-    raise NotImplementedError
+async def _bundle(server: Server, context: Context, query: Query, path: str) -> bytes:
+    if query.explain and not (context.principal.everything or "administrator" in context.principal.roles):
+        raise Forbidden("_explain shows how data is kept; it is for administrators")
+    query = _allowed_types(server, context, query)
+    found = await run(server, context, query)
+    return page.bundle(found, query, base=context.base, path=path)
+
+
+def _allowed_types(server: Server, context: Context, query: Query) -> Query:
+    """Named types must be allowed; a search over all types is over those that are."""
+    if query.types and not query.system:
+        for resource_type in query.types:
+            server.policy.may(context.principal, "search", resource_type)
+        return query
+    if context.principal.everything:
+        return query
+    if not context.principal.subject:
+        server.policy.may(context.principal, "search", None)
+    allowed = []
+    for resource_type in query.types or sorted(query.conditions):
+        try:
+            server.policy.may(context.principal, "search", resource_type)
+        except Forbidden:
+            continue
+        allowed.append(resource_type)
+    if not allowed:
+        raise Forbidden("The token allows no search of any of these types")
+    return replace(query, types=tuple(allowed))
 
 
 class Records:

@@ -246,8 +246,9 @@ class MongoStore:
     async def setting(self, name: str) -> dict[str, Any] | None:
         return await self.database[d.SETTINGS].find_one({d.ID: name})
 
-    async def set_setting(self, name: str, value: Mapping[str, Any]) -> None:
-        await self.database[d.SETTINGS].replace_one({d.ID: name}, {**value, d.ID: name}, upsert=True)
+    async def set_setting(self, name: str, value: Mapping[str, Any], *, if_absent: bool = False) -> None:
+        change = {"$setOnInsert": dict(value)} if if_absent else {"$set": dict(value)}
+        await self.database[d.SETTINGS].update_one({d.ID: name}, change, upsert=True)
 
     def _collection(self, find: Find) -> AsyncCollection[Document]:
         collection = self.database[find.resource_type]
