@@ -23,7 +23,7 @@ from fhir_server.search.query import Query
 from fhir_server.search.registry import Registry
 from fhir_server.search.restrict import Restrict
 from fhir_server.search.valuesets import Terminology
-from fhir_server.store.documents import entry_path
+from fhir_server.store.documents import ID, PATIENTS, entry_path
 from fhir_server.store.protocol import Find, Store, Stored
 
 MOST_REFERENCES = 20_000  # that a chain, _has or _list may lead through
@@ -197,10 +197,9 @@ class _Execution:
         order = source.order
         entries = tuple(dict.fromkeys((*order.entries, *self._include_entries(source.resource_type))))
         found: list[Stored] = []
-        phases = order.phases
-        first = order.phase_of(position) if position is not None else 0
-        for phase in phases[first:]:
-            after = order.after(position, tie=tie) if position is not None and phase == first else {}
+        phases = order.phases(position, narrow=_narrow(source.filter))
+        for phase in phases:
+            after = order.after(position, tie=tie) if position is not None and phase == phases[0] else {}
             if order.stored:
                 condition, computed, later = both([source.filter, order.within(phase), after]), {}, {}
             else:
@@ -277,6 +276,20 @@ def summary(explained: Mapping[str, Any]) -> dict[str, Any]:
         "documentsExamined": stats.get("totalDocsExamined"),
         "milliseconds": stats.get("executionTimeMillis"),
     }
+
+
+def _narrow(filter: Mapping[str, Any]) -> bool:
+    """Whether it asks for one patient's (or other subject's) data."""
+    for key, value in filter.items():
+        if key == "$and":
+            if any(_narrow(part) for part in value):
+                return True
+        elif key in _NARROWING and isinstance(value, str):
+            return True
+    return False
+
+
+_NARROWING = frozenset({ID, PATIENTS, entry_path("subject"), entry_path("patient")})
 
 
 def _canonicals(stored: Stored) -> list[str]:

@@ -22,6 +22,7 @@ from fhir_server.search.operands import (
     Near,
     Operand,
     Parts,
+    Prefix,
     Prefixed,
     Span,
     Words,
@@ -87,7 +88,7 @@ class Compiler:
             key = ID if self._prefix == ENTRIES + "." else "i"
             return {key: {"$nin": list(condition.ids)}} if condition.negated else {key: _among(condition.ids)}
         if isinstance(condition, Updated):
-            return either([{UPDATED: bound} for i in condition.intervals for bound in updated(i)])
+            return either([updated(interval) for interval in condition.intervals])
         if isinstance(condition, InCompartment):
             return self._compartment(condition)
         if isinstance(condition, Chain):
@@ -110,7 +111,7 @@ class Compiler:
         if isinstance(operand, Members):
             return {path: {"$in": self._defer(operand, self.resource_type)}}
         if isinstance(operand, Interval):
-            return either([_element(path, bounds, single) for bounds in date.bounds(operand, short=short)])
+            return _element(path, date.bounds(operand, short=short), single)
         if isinstance(operand, Span):
             return either([_element(path, bounds, single) for bounds in number.bounds(operand)])
         if isinstance(operand, Amount):
@@ -201,16 +202,21 @@ class _InContained(Compiler):
         return super().filter(condition)
 
 
-def updated(interval: Interval) -> list[Mapping[str, int]]:
-    """`_lastUpdated` is an instant: a value `[t, t+1)` in terms of dates."""
-    found: list[Mapping[str, int]] = []
-    for bounds in date.CONDITION[interval.prefix](interval.lo, interval.hi):
-        bound = dict(bounds.get("lo", {}))
-        for operator, value in bounds.get("hi", {}).items():  # hi is t + 1
-            key, limit = ("$gte", value) if operator == "$gt" else ("$lt", value)
-            bound[key] = (max if key == "$gte" else min)(bound.get(key, limit), limit)
-        found.append(bound)
-    return found
+def updated(interval: Interval) -> Filter:
+    """`_lastUpdated` is an instant, `[t, t + 1)` in terms of dates: a bound on the end is one on `t`."""
+    a, b = interval.lo, interval.hi
+    bounds: dict[Prefix, Filter] = {
+        "eq": {UPDATED: {"$gte": a, "$lt": b}},
+        "ne": {"$or": [{UPDATED: {"$lt": a}}, {UPDATED: {"$gte": b}}]},
+        "gt": {UPDATED: {"$gte": b}},
+        "lt": {UPDATED: {"$lt": a}},
+        "ge": {UPDATED: {"$gte": a}},
+        "le": {UPDATED: {"$lt": b}},
+        "sa": {UPDATED: {"$gte": b}},
+        "eb": {UPDATED: {"$lt": a}},
+        "ap": {UPDATED: {"$gte": a, "$lt": b}},
+    }
+    return bounds[interval.prefix]
 
 
 def restricted(restriction: Restriction, compiler: Compiler) -> Filter:
@@ -277,9 +283,14 @@ def _among(keys: Sequence[str]) -> Any:
 
 
 def _element(path: str, bounds: Mapping[str, Any], single: bool) -> Filter:
-    if single:
-        return {f"{path}.{key}": value for key, value in bounds.items()}
-    return {path: {"$elemMatch": dict(bounds)}}
+    if not single:
+        return {path: {"$elemMatch": dict(bounds)}}
+    return {
+        key if key == "$or" else f"{path}.{key}": [_element(path, each, True) for each in value]
+        if key == "$or"
+        else value
+        for key, value in bounds.items()
+    }
 
 
 def _near(path: str, near: Near) -> Filter:

@@ -20,6 +20,7 @@ from fhir_server.store.protocol import Stored
 
 Value = str | int | float | None
 Position = tuple[Value, ...]  # a resource's sort values, then its id
+ALL = 2
 
 _LOWEST: dict[str, Any] = {"date": BEGINNING, "number": float("-inf"), "reference": ""}
 
@@ -45,10 +46,21 @@ class Order:
         """Every value stands in the document as it is."""
         return all(key.expression is None for key in self.keys)
 
+    def phases(self, position: Position | None, *, narrow: bool) -> tuple[int, ...]:
+        """The finds it takes from `position` on: 0 what has the first value, 1 what lacks it, ALL both at once.
+
+        Descending, the database itself puts what lacks a value last. `narrow`: the filter leaves so little that it need not
+        be read in order; then one find does, because the other one would only be there for the index's sake.
+        """
+        if not self._in_phases:
+            return (ALL,)
+        if position is not None:
+            return (1,) if position[0] is None else (0, 1)
+        return (ALL,) if narrow and self.keys[0].descending else (0, 1)
+
     @property
-    def phases(self) -> tuple[int, ...]:
-        """0: what has the first value; 1: what lacks it. Computed orders do both at once."""
-        return (0, 1) if self.stored and self.keys and self.keys[0].lowest is not None else (0,)
+    def _in_phases(self) -> bool:
+        return self.stored and bool(self.keys) and self.keys[0].lowest is not None
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -77,7 +89,7 @@ class Order:
 
     def within(self, phase: int) -> dict[str, Any]:
         """The filter of a phase."""
-        if len(self.phases) == 1:
+        if phase == ALL:
             return {}
         key = self.keys[0]
         if phase == 1:
@@ -89,19 +101,17 @@ class Order:
 
     def _value(self, key: Key, stored: Stored) -> Value:
         if key.path == UPDATED:
-            return stored.updated
+            return int(stored.updated)
         if key.expression is not None:
-            value: Value = stored.entries.get(key.path.removeprefix(ENTRIES + "."))
-            return value
-        found = stored.entries.get(key.field)
-        return found.get("lo") if isinstance(found, dict) else found
-
-    def phase_of(self, position: Position) -> int:
-        return 1 if len(self.phases) == 2 and position[0] is None else 0
+            found = stored.entries.get(key.path.removeprefix(ENTRIES + "."))
+        else:
+            found = stored.entries.get(key.field)
+            found = found.get("lo") if isinstance(found, dict) else found
+        return int(found) if isinstance(found, int) else found  # the driver's integers are of a class of their own
 
     def after(self, position: Position, *, tie: int = 0) -> dict[str, Any]:
         """What comes after `position`. `tie`: how equal values count: 0 by id; 1 all after it; -1 none."""
-        phase = self.phase_of(position)
+        phase = 1 if self._in_phases and position[0] is None else 0
         steps: list[tuple[str, Value, bool]] = []  # path, value, descending
         if phase == 0:
             for key, value in zip(self.keys, position, strict=False):
@@ -190,6 +200,6 @@ def merged(order: Order, found: Sequence[tuple[Position, str, Any]]) -> list[tup
         a, b = (left[1], left[0][-1]), (right[1], right[0][-1])
         if a[0] == b[0] and order.id_descending:
             a, b = b, a
-        return (a > b) - (a < b)  # type: ignore[operator]
+        return (a > b) - (a < b)
 
     return sorted(found, key=cmp_to_key(compare))

@@ -96,29 +96,28 @@ def matches(operand: Interval, entry: Mapping[str, int]) -> bool:
     return MATCHES[operand.prefix](operand.lo, operand.hi, entry["lo"], entry["hi"])
 
 
-Bounds = dict[str, dict[str, int]]
+Bounds = dict[str, Any]
 
-# Alternatives, each a conjunction of bounds on `lo` and `hi`. Where one bound follows from another (a value is never
-# empty), it is there as well, because it makes the range that an index has to read finite.
-CONDITION: dict[Prefix, Callable[[int, int], list[Bounds]]] = {
-    "eq": lambda a, b: [{"lo": {"$gte": a, "$lt": b}, "hi": {"$gt": a, "$lte": b}}],
-    "ne": lambda a, b: [{"lo": {"$lt": a}}, {"hi": {"$gt": b}}],
-    "gt": lambda a, b: [{"hi": {"$gt": b}}],
-    "lt": lambda a, b: [{"lo": {"$lt": a}}],
-    "ge": lambda a, b: [{"hi": {"$gt": b}}, {"lo": {"$gte": a, "$lt": b}, "hi": {"$gt": a, "$lte": b}}],
-    "le": lambda a, b: [{"lo": {"$lt": a}}, {"lo": {"$gte": a, "$lt": b}, "hi": {"$gt": a, "$lte": b}}],
-    "sa": lambda a, b: [{"lo": {"$gte": b}}],
-    "eb": lambda a, b: [{"lo": {"$lt": a}, "hi": {"$lte": a}}],
-    "ap": lambda a, b: [{"lo": {"$lt": b}, "hi": {"$gt": a}}],
+# A conjunction of bounds on `lo` and `hi`. Where one follows from the others (a value is never empty), it is there as
+# well, because it makes the range that an index has to read finite.
+CONDITION: dict[Prefix, Callable[[int, int], Bounds]] = {
+    "eq": lambda a, b: {"lo": {"$gte": a, "$lt": b}, "hi": {"$gt": a, "$lte": b}},
+    "ne": lambda a, b: {"$or": [{"lo": {"$lt": a}}, {"hi": {"$gt": b}}]},
+    "gt": lambda a, b: {"hi": {"$gt": b}},
+    "lt": lambda a, b: {"lo": {"$lt": a}},
+    "ge": lambda a, b: {"hi": {"$gt": a}, "$or": [{"hi": {"$gt": b}}, {"lo": {"$gte": a}}]},
+    "le": lambda a, b: {"lo": {"$lt": b}, "$or": [{"lo": {"$lt": a}}, {"hi": {"$lte": b}}]},
+    "sa": lambda a, b: {"lo": {"$gte": b}, "hi": {"$gt": b}},
+    "eb": lambda a, b: {"lo": {"$lt": a}, "hi": {"$lte": a}},
+    "ap": lambda a, b: {"lo": {"$lt": b}, "hi": {"$gt": a}},
 }
 
 
-def bounds(operand: Interval, *, short: bool) -> list[Bounds]:
+def bounds(operand: Interval, *, short: bool) -> Bounds:
     """`short`: no value of this parameter is longer than a year, so a bound on `hi` is one on `lo` as well."""
     found = CONDITION[operand.prefix](operand.lo, operand.hi)
     if short:
-        for each in found:
-            least = each.get("hi", {}).get("$gt")
-            if least is not None and "$gte" not in each.get("lo", {}):
-                each.setdefault("lo", {})["$gte"] = least - LONGEST
+        least = found.get("hi", {}).get("$gt")
+        if least is not None and "$gte" not in found.get("lo", {}):
+            found["lo"] = {**found.get("lo", {}), "$gte": least - LONGEST}
     return found
