@@ -114,7 +114,8 @@ def _visit(
     male = person.gender == "male"
     treated = {name for name, since in state.conditions.items() if since < year}
     bmi = state.bmi + course.bmi_year * number + dice.noise(0.35) - (0.6 if "diabetes" in treated else 0)
-    weight = bmi * (state.height / 100) ** 2
+    height = state.height - 0.05 * max(0, age - 60)
+    weight = bmi * (height / 100) ** 2
     lowered = offset["control"] if "hypertension" in treated else 0.0
     systolic = course.systolic + 0.25 * (age - 50) + course.systolic_year * number + 3 * offset["systolic"]
     systolic += dice.noise(4.5) - 20 * lowered
@@ -129,7 +130,7 @@ def _visit(
     hdl = max(0.7, (1.25 if male else 1.5) - 0.018 * (bmi - 22) - 0.08 * (triglycerides - 1.2) + 0.1 * offset["hdl"])
     alt = max(8.0, 17 + 2.1 * (bmi - 22) + 3 * offset["alt"] + dice.noise(3))
     values = {
-        "height": state.height - 0.05 * max(0, age - 60),
+        "height": height,
         "weight": weight,
         "bmi": bmi,
         "waist": (2.5 * bmi + 26 if male else 2.3 * bmi + 25) + dice.noise(1.2),

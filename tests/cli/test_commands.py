@@ -1,0 +1,51 @@
+"""Commands that need no server of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fhir_server
+from tests.cli.conftest import Start, call
+
+
+def test_version() -> None:
+    printed = call("version", "--all").stdout.splitlines()
+    assert printed[0] == f"fhir-server {fhir_server.__version__} (FHIR 4.0.1)"
+    assert any(line.startswith("pymongo ") for line in printed)
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    refused = call("sevre")
+    assert refused.returncode == 2
+    assert "invalid choice" in refused.stderr
+
+
+def test_help_names_every_command() -> None:
+    from fhir_server.cli import COMMANDS
+
+    shown = call("--help").stdout
+    assert all(f"\n    {name} " in shown for name in COMMANDS)
+
+
+def test_the_demo_loads_once_and_keeps_its_data(start: Start, tmp_path: Path) -> None:
+    """The lines that are printed for people are the lines that work."""
+    import shlex
+    import subprocess
+
+    first = start("demo", "--port", 0, "--no-automation", "--data-dir", tmp_path / "demo")
+    first.line("Ctrl-C stops it")
+    summary = first.line("6,")
+    assert " created, 0 already there" in summary
+    curls = [line.strip() for line in first.lines if line.strip().startswith("curl ")]
+    assert len(curls) == 3
+    for curl in curls:
+        words = shlex.split(curl)
+        answer = subprocess.run([words[0], "-sS", "--fail", *words[1:]], capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, f"{curl}\n{answer.stderr}{answer.stdout}"
+        assert '"Bundle"' in answer.stdout
+    assert first.stop() == 0
+
+    second = start("demo", "--port", 0, "--no-automation", "--data-dir", tmp_path / "demo")
+    second.line("Ctrl-C stops it")
+    assert not any("created" in line for line in second.lines)
+    assert second.stop() == 0

@@ -1,0 +1,105 @@
+"""`fhir-server serve` as a process: ready, refusing, stopping, and surviving its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cli.conftest import Start, call
+
+
+def children(pid: int) -> dict[int, str]:
+    """Process id → command line of the direct children."""
+    found: dict[int, str] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found[int(child)] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+def workers(pid: int) -> set[int]:
+    return {child for child, command in children(pid).items() if "fhir_server.cli.answering" in command}
+
+
+def eventually(condition: object, seconds: float = 20) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_ready_means_ready_and_stopping_takes_mongod_along(start: Start, tmp_path: Path) -> None:
+    server = start("serve", "--port", 0, "--open", "--data-dir", tmp_path)
+    assert httpx.get(f"{server.base}/metadata", timeout=10).json()["resourceType"] == "CapabilityStatement"
+    mongods = [child for child, command in children(server.process.pid).items() if "mongod" in command]
+    assert len(mongods) == 1
+    assert server.lines == [f"ready on {server.base}"]
+
+    second = call("serve", "--port", 0, "--open", "--data-dir", tmp_path)
+    assert second.returncode == 2
+    assert f"{tmp_path} is in use by another fhir-server" in second.stderr
+
+    assert server.stop() == 0
+    assert not alive(mongods[0])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_open_is_refused_beyond_this_machine(host: str, tmp_path: Path) -> None:
+    refused = call("serve", "--open", "--host", host, "--data-dir", tmp_path)
+    assert refused.returncode == 2
+    assert "without authorization" in refused.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--workers", "2"]], ids=["alone", "workers"])
+def test_a_port_in_use_is_said_before_anything_starts(words: list[str], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = call("serve", "--open", "--port", port, "--data-dir", tmp_path / "none", *words)
+    assert refused.returncode == 2
+    assert f"Cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port" in refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_bad_value_is_named() -> None:
+    refused = call("serve", FHIR_PORT="many")
+    assert refused.returncode == 2
+    assert "FHIR_PORT='many' is not a valid value" in refused.stderr
+
+
+def test_a_killed_worker_is_replaced(start: Start, mongo_url: str) -> None:
+    words = ["serve", "--port", 0, "--open", "--workers", 2, "--no-automation", "--database", f"killed{os.getpid()}"]
+    server = start(*words, FHIR_MONGO_URL=mongo_url)
+    base = server.base
+    before = workers(server.process.pid)
+    assert len(before) == 2
+    victim = min(before)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: len(workers(server.process.pid) - before) == 1)
+    assert "starting another" in server.line(f"fhir-server: worker {victim} ended")
+    for _ in range(20):
+        assert httpx.get(f"{base}/metadata", timeout=20).status_code == 200
+    assert server.stop(signal.SIGINT) == 0
+    assert not any(alive(pid) for pid in before)
+
+
+def test_workers_end_when_their_parent_is_killed(start: Start, tmp_path: Path) -> None:
+    server = start("serve", "--port", 0, "--open", "--workers", 2, "--no-automation", "--data-dir", tmp_path)
+    assert server.base
+    family = children(server.process.pid)
+    assert len(family) == 3
+    server.stop(signal.SIGKILL)
+    eventually(lambda: not any(alive(pid) for pid in family))
