@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from validation_tables import SMALLEST, table
 
 from fhir_server.model import fhirpath, resource
 from fhir_server.model.definitions import Invariant, type_definition, type_names
 from fhir_server.validation.invariants import ELSEWHERE, NATIVE
 from fhir_server.validation.problems import Scope
+from tests.validation.validation_tables import SMALLEST, table
 
 # Where a rule by hand differs from its expression on purpose.
 DIFFERENT = {

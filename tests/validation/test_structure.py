@@ -7,10 +7,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from validation_tables import SMALLEST, Row, check, errors, table
 
 from fhir_server.validation import Validator
 from fhir_server.validation.primitives import ACCEPTS
+from tests.validation.validation_tables import SMALLEST, Row, check, errors, table
 
 
 def compare(row: Row) -> None:

@@ -214,6 +214,18 @@ def _compartments() -> dict[str, dict[str, tuple[str, ...]]]:
     return msgspec.json.decode(_table("compartments.json"), type=_Compartments).rows
 
 
+@cache
+def _profiles() -> dict[str, msgspec.Raw]:
+    return msgspec.json.decode(_table("profiles.json"), type=_Codes).rows
+
+
+def profile(url: str) -> dict[str, Any] | None:
+    """One of the 43 profiles of resources that R4 brings (vital signs, …), as a StructureDefinition's differential."""
+    row = _profiles().get(url.partition("|")[0])
+    found: dict[str, Any] | None = msgspec.json.decode(row) if row is not None else None
+    return found
+
+
 def compartment(code: str) -> dict[str, tuple[str, ...]]:
     """Resource type → codes of the reference parameters that put it into the compartment. KeyError if unknown.
 

@@ -185,6 +185,26 @@ class Terms:
             yield from self._codes(concept.get("concept", []))
 
 
+def profile(structure: Json) -> Json:
+    """What a profile of a resource adds to its base, as a StructureDefinition of the parts that can be checked."""
+    keep = ("path", "sliceName", "min", "max", "slicing", "contentReference")
+    elements = []
+    for element in structure["differential"]["element"]:
+        row = {key: element[key] for key in keep if key in element}
+        row |= {key: value for key, value in element.items() if key.startswith(("fixed", "pattern"))}
+        if "type" in element:
+            row["type"] = [{k: v for k, v in t.items() if k != "extension"} for t in element["type"]]
+        if element.get("binding", {}).get("strength") == "required":
+            row["binding"] = {"strength": "required", "valueSet": element["binding"]["valueSet"].partition("|")[0]}
+        if "constraint" in element:
+            rules = ("key", "severity", "human", "expression")
+            row["constraint"] = [{key: c[key] for key in rules} for c in element["constraint"]]
+        if len(row) > 1:
+            elements.append(row)
+    keep = ("resourceType", "url", "name", "type", "baseDefinition", "derivation")
+    return {key: structure[key] for key in keep} | {"differential": {"element": elements}}
+
+
 def search_parameter(parameter: Json) -> Json:
     keep = (
         "url",
@@ -228,6 +248,14 @@ def build(package: Path, folder: Path) -> None:
     rows = types.build()
     concrete = [name for name, row in rows.items() if row["kind"] == "resource" and "abstract" not in row]
     write(folder / "types.json", source, rows, resources=concrete)
+    profiles = {
+        s["url"]: profile(s)
+        for s in found["StructureDefinition"]
+        if s["kind"] == "resource" and s.get("derivation") == "constraint"
+    }
+    write(folder / "profiles.json", source, profiles)
+    for row in profiles.values():
+        types.bindings.update(e["binding"]["valueSet"] for e in row["differential"]["element"] if "binding" in e)
     terms = Terms(found["CodeSystem"], found["ValueSet"])
     write(folder / "codes.json", source, {url: terms.expand(url) for url in sorted(types.bindings)})
     write(folder / "search-parameters.json", source, [search_parameter(p) for p in found["SearchParameter"]])
