@@ -75,6 +75,15 @@ class Profiles:
         return self._includes(value_set, system, code)
 
 
+def check_profile(resource: Json, structure: Json, find: Find = lambda _url: None) -> list[Issue]:
+    """A resource against one StructureDefinition at hand; `find` gives those it is based on or refers to."""
+
+    def found(url: str) -> Json | None:
+        return structure if url.partition("|")[0] == structure["url"] else find(url)
+
+    return Profiles(found).check(resource, structure["url"])
+
+
 class _Walk:
     """One profile's tree over one value."""
 

@@ -12,7 +12,7 @@ from yaml import safe_load
 from fhir_server.model import resource
 from fhir_server.model.definitions import profile
 from fhir_server.validation import Validator
-from fhir_server.validation.profile import Profiles
+from fhir_server.validation.profile import Profiles, check_profile
 from tests.validation.validation_tables import CASES
 
 TABLE: dict[str, Any] = safe_load((CASES / "profiles.yaml").read_text(encoding="utf-8"))
@@ -52,6 +52,18 @@ def test_custom_row(row: dict[str, Any], part: str) -> None:
     issues = Profiles({"http://example.org/p": own}.get).check(blood_pressure({}), "http://example.org/p")
     found = Counter((issue.code, issue.expression[0]) for issue in issues if issue.is_error)
     assert found == Counter((code, at) for code, at in row["issues"])
+
+
+def test_one_structure_definition_at_hand() -> None:
+    own = {
+        "url": "http://example.org/p",
+        "name": "Own",
+        "type": "Observation",
+        "baseDefinition": STRUCTURE + "bp",
+        "differential": {"element": [{"path": "Observation.note", "min": 1}]},
+    }
+    issues = check_profile(blood_pressure({"subject": {"reference": "Group/1"}}), own)
+    assert Counter(issue.code for issue in issues) == Counter(["required", "value"])
 
 
 def test_a_profile_based_on_itself_ends() -> None:
