@@ -10,29 +10,35 @@ from fhir_server.store.credentials import Credentials
 
 WINDOW = 300  # seconds
 FAILED_LOGINS = 10  # of one name in a window, from anywhere
-FAILED_LOGINS_FROM = 50  # from one address in a window, whatever the names
+FAILED_FROM = 200  # users and clients, from one address in a window, whatever the names
 
 
 class LoginLimit:
-    """Counted in the database, so that more processes do not mean more guesses."""
+    """Counted in the database, so that more processes do not mean more guesses.
+
+    A user's name is locked for a while, because people choose passwords that can be guessed; a client's is not, because
+    its secret cannot be, and locking would let anybody stop a service.
+    """
 
     def __init__(self, credentials: Credentials, *, now: Callable[[], float]) -> None:
         self._credentials = credentials
         self._now = now
 
-    async def check(self, kind: str, name: str, address: str) -> None:
+    async def check(self, address: str, user: str = "") -> None:
         """Raises TooManyRequests before the secret is looked at; for unknown names as for known ones."""
         now = int(self._now())
-        for key, most in self._keys(kind, name, address):
+        for key, most in _keys(address, user):
             if await self._credentials.counted(key, WINDOW, now) >= most:
                 raise TooManyRequests("Too many failed logins; try again later", retry_after=WINDOW - now % WINDOW)
 
-    async def failed(self, kind: str, name: str, address: str) -> None:
-        for key, _ in self._keys(kind, name, address):
+    async def failed(self, address: str, user: str = "") -> None:
+        for key, _ in _keys(address, user):
             await self._credentials.count(key, WINDOW, int(self._now()))
 
-    def _keys(self, kind: str, name: str, address: str) -> tuple[tuple[str, int], ...]:
-        return (f"{kind}:name:{name[:200]}", FAILED_LOGINS), (f"{kind}:from:{address}", FAILED_LOGINS_FROM)
+
+def _keys(address: str, user: str) -> list[tuple[str, int]]:
+    keys = [(f"from:{address}", FAILED_FROM)]
+    return [*keys, (f"user:{user[:200]}", FAILED_LOGINS)] if user else keys
 
 
 class RateLimit:

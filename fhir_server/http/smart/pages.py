@@ -127,7 +127,7 @@ async def login(request: HttpRequest) -> Response:
     words = WORDS[language(request.headers.get("accept-language", ""))]
     shown_again: dict[str, Any] = {"request_id": wanted.id, "client": client, "name": name}
     try:
-        await authority.logins.check("user", name, address_of(request))
+        await authority.logins.check(address_of(request), name)
     except TooManyRequests as error:
         response = page(request, "login.html", 429, problem=words["too_many"], **shown_again)
         response.headers.update(error.headers)
@@ -135,7 +135,7 @@ async def login(request: HttpRequest) -> Response:
     user = await authority.credentials.user(name)
     right = await authority.passwords.matches(user.password_hash if user else "", password[:1024])
     if user is None or not right or user.disabled:
-        await authority.logins.failed("user", name, address_of(request))
+        await authority.logins.failed(address_of(request), name)
         return page(request, "login.html", 401, problem=words["wrong"], **shown_again)
     response = _go_on(authority, wanted, request.query_params.get("ui_locales", ""))
     _set(authority, response, "session", await authority.authorizations.log_in(user))

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from fhir_server.auth.authority import Authority
 from fhir_server.auth.clients import check_redirect_uri
-from fhir_server.auth.oauth import OAuthError, digest, invalid_request, new_secret
+from fhir_server.auth.oauth import OAuthError, invalid_request, new_secret
 from fhir_server.auth.policy import Policy
 from fhir_server.auth.scopes import LAUNCH_SCOPES, granted, split
 from fhir_server.errors import Forbidden
@@ -33,13 +33,12 @@ async def _client(request: Request, values: dict[str, str], *, public_allowed: b
     address = address_of(request)
     authority.token_rate.check(address)
     authorization = request.headers.get("authorization", "")
-    name = values.get("client_id", "") or digest(authorization)[:16]
-    await authority.logins.check("client", name, address)
+    await authority.logins.check(address)
     try:
         return await authority.clients.authenticate(values, authorization, public_allowed=public_allowed)
     except OAuthError as error:
         if error.error == "invalid_client":
-            await authority.logins.failed("client", name, address)
+            await authority.logins.failed(address)
         raise
 
 
