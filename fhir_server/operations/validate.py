@@ -9,6 +9,7 @@ from fhir_server.interactions import read, write
 from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.search import find_matches
+from fhir_server.model import definitions
 from fhir_server.model.resource import Resource, load
 
 MODES = ("create", "update", "delete", "profile")
@@ -72,10 +73,12 @@ def _asked(call: Call) -> tuple[Resource | None, str | None, list[str]]:
 
 
 async def _definition(server: Server, context: Context, profile: str) -> dict[str, Any]:
-    """A StructureDefinition that is stored here, or part of our own content."""
+    """A StructureDefinition that is stored here, or one that R4 brings."""
     url, _, version = profile.partition("|")
     criteria = [("url", url), *([("version", version)] if version else [])]
     found = await find_matches(server, context, "search", "StructureDefinition", criteria, 1)
+    if not found and (of_r4 := definitions.profile(profile)) is not None:
+        return of_r4
     if not found:
         raise BadRequest(f"The profile {profile[:200]!r} is not known here; store its StructureDefinition first")
     return load(found[0].raw)
