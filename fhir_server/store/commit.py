@@ -220,6 +220,8 @@ def _again(error: BaseException, deadline: float) -> bool:
 
 
 def _in_words(error: Exception) -> Exception:
+    if isinstance(error, PyMongoError) and error.has_error_label("UnknownTransactionCommitResult"):
+        return Unavailable("The database went away; read again to see whether the write was kept", retry_after=5)
     if isinstance(error, ConnectionFailure):
         return Unavailable("The database does not answer; nothing was written", retry_after=5)
     if isinstance(error, OperationFailure) and error.code in (257, 10334):  # TransactionTooLarge, BSONObjectTooLarge
