@@ -1,0 +1,194 @@
+"""The content as rules: compiled, checked, its cases run, and stored at the first start. docs/hooks.md (Files)"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fhir_server.auth.principal import Principal
+from fhir_server.automation.cases import BadCase, Case, Verdict, cases
+from fhir_server.automation.cases import run as play
+from fhir_server.automation.definitions import Definitions, version_key
+from fhir_server.automation.plans import check as check_plan
+from fhir_server.automation.plans import is_rule
+from fhir_server.automation.rulebook import Rulebook
+from fhir_server.automation.vocabulary import DEVICE, split_canonical
+from fhir_server.errors import FhirError
+from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.write import commit, prepare
+from fhir_server.model.content import files, folder, read
+from fhir_server.model.resource import Resource, load
+from fhir_server.store.protocol import Cause, Changed, Put
+from fhir_server.validation import Validator
+
+FOLDERS = ("terminology", "profiles", "resources")
+BATCH = 40  # resources stored in one transaction
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    path: Path
+    resource: Resource
+
+
+def content(folders: Iterable[str] = FOLDERS) -> Iterator[File]:
+    """Every resource of the content. Raises FhirError for a file that cannot be read."""
+    for name in folders:
+        for path in files(name):
+            yield File(path, read(path))
+
+
+def definitions() -> Definitions:
+    return Definitions(file.resource for file in content())
+
+
+def case_files() -> list[Path]:
+    return sorted(path for path in folder("resources").rglob("cases/*.yaml"))
+
+
+def check() -> list[str]:
+    """What is wrong with the content, one line each: canonicals, rules that do not compile, cases that fail."""
+    problems: list[str] = []
+    resources: list[File] = []
+    for name in FOLDERS:
+        for path in files(name):
+            try:
+                resources.append(File(path, read(path)))
+            except FhirError as error:
+                problems.append(f"{path}: {error.diagnostics}")
+    known = Definitions(file.resource for file in resources)
+    for file in resources:
+        if file.path.stem != file.resource.get("id") and file.path.is_relative_to(folder("resources")):
+            problems.append(
+                f"{file.path}: the id is {file.resource.get('id')!r}, the file's name says {file.path.stem!r}"
+            )
+        problems += [f"{file.path}: {line}" for line in _canonicals(file.resource, known)]
+        try:
+            problems += [f"{file.path}: {issue.diagnostics}" for issue in check_plan(file.resource, known)]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problems.append(f"{file.path}: cannot be compiled: {type(error).__name__} {error}")
+    for verdict in run_cases(known):
+        problems += [f"{verdict.case.path}: {verdict.case.name}: {problem}" for problem in verdict.problems]
+    covered = {rule for case in _all_cases(problems) for rule in case.rules}
+    for file in resources:
+        if is_rule(file.resource) and file.resource.get("status") == "active" and file.resource["id"] not in covered:
+            problems.append(f"{file.path}: no case names this rule")
+    return problems
+
+
+def _canonicals(resource: Resource, known: Definitions) -> Iterator[str]:
+    """References by canonical to what should be here, but is not, or without a version."""
+    for where, canonical in _referred(resource):
+        url, version = split_canonical(canonical)
+        if not url.startswith("https://fhir-server.org/fhir/"):
+            continue
+        if known.find(url) is None:
+            yield f"{where}: {canonical} is not part of the content"
+        elif not version:
+            yield f"{where}: {canonical} should name a version"
+        elif known.find(canonical) is None:
+            yield f"{where}: the content has another version than {canonical}"
+
+
+def _referred(resource: Resource) -> Iterator[tuple[str, str]]:
+    for index, canonical in enumerate(resource.get("library", ())):
+        yield f"library[{index}]", str(canonical)
+    stack = [("action", action) for action in resource.get("action", ()) if isinstance(action, dict)]
+    while stack:
+        where, action = stack.pop()
+        if "definitionCanonical" in action:
+            yield f"{where}.definitionCanonical", str(action["definitionCanonical"])
+        stack += [(f"{where}.action", child) for child in action.get("action", ())]
+
+
+def _all_cases(problems: list[str] | None = None) -> Iterator[Case]:
+    for path in case_files():
+        try:
+            yield from cases(path)
+        except (BadCase, FhirError) as error:
+            line = f"{path}: {error}"
+            if problems is not None and line not in problems:
+                problems.append(line)
+
+
+def run_cases(known: Definitions | None = None) -> Iterator[Verdict]:
+    """Every case of the content on the rules it names."""
+    known = known or definitions()
+    validator = Validator()
+    books: dict[tuple[str, ...], Rulebook] = {}
+    for path in case_files():
+        try:
+            found = cases(path)
+        except (BadCase, FhirError) as error:
+            yield Verdict(Case(path, "the file", (), {}), [str(error)])
+            continue
+        for case in found:
+            try:
+                book = books.get(case.rules) or books.setdefault(case.rules, book_of(known, case.rules))
+            except FhirError as error:
+                yield Verdict(case, [error.diagnostics])
+                continue
+            yield play(case, book, validator)
+
+
+def book_of(known: Definitions, ids: Iterable[str]) -> Rulebook:
+    """A rulebook of the rules with these ids (all if none is named); drafts run, too, when a case names them."""
+    wanted = set(ids)
+    if not wanted:
+        return Rulebook(known)
+    chosen = Definitions()
+    found: set[str] = set()
+    for resource_type in ("ActivityDefinition", "Library", "ValueSet"):
+        for resource in known.all(resource_type):
+            chosen.add(resource)
+    for plan in known.all("PlanDefinition"):
+        if plan["id"] in wanted:
+            chosen.add({**plan, "status": "active"})
+            found.add(plan["id"])
+    if wanted - found:
+        raise FhirError(f"there is no rule {', '.join(sorted(wanted - found))}")
+    book = Rulebook(chosen)
+    if book.broken:
+        raise FhirError("; ".join(f"{url} does not compile: {why}" for url, why in book.broken.items()))
+    return book
+
+
+async def store(server: Server) -> int:
+    """Stores what is new in the content: what is not there yet, and newer versions of what nobody deleted.
+
+    What was changed at run time under the same or a higher version stays. Returns how many resources were written.
+    """
+    found = list(content())
+    keys = [(file.resource["resourceType"], file.resource["id"]) for file in found]
+    present = await server.store.read_many(keys)
+    context = Context(Principal.automation(), server.settings.public_url, cause=Cause(agent=DEVICE))
+    puts: list[Put] = []
+    for file, key in zip(found, keys, strict=True):
+        previous = present.get(key)
+        if previous is not None and (previous.deleted or not _newer(file.resource, load(previous.raw))):
+            continue
+        try:
+            put, _ = prepare(server, context, file.resource, key[1], previous, interaction="update")
+        except FhirError as error:
+            log.error("%s is not stored: %s", file.path, "; ".join(issue.diagnostics for issue in error.issues))
+            continue
+        if put is not None:
+            puts.append(put)
+    written = 0
+    for start in range(0, len(puts), BATCH):
+        try:
+            await commit(server, puts[start : start + BATCH])
+            written += len(puts[start : start + BATCH])
+        except Changed:  # another process of this server stores the same
+            continue
+    return written
+
+
+def _newer(ours: Resource, theirs: Resource) -> bool:
+    if "version" not in ours or "version" not in theirs:
+        return False
+    return version_key(str(ours["version"])) > version_key(str(theirs["version"]))

@@ -1,0 +1,149 @@
+"""From what a round decided to what is committed: through the same preparation as a client's write, with provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from msgspec import structs
+
+from fhir_server.auth.principal import Principal
+from fhir_server.automation.chart import Chart
+from fhir_server.automation.ledger import Slot, identity
+from fhir_server.automation.proposals import EPISODES, Trail
+from fhir_server.automation.provenance import provenance, provenance_id
+from fhir_server.automation.reconcile import Change, closed_by_person, realize
+from fhir_server.automation.rounds import Outcome
+from fhir_server.automation.rulebook import Rulebook
+from fhir_server.automation.vocabulary import DEVICE
+from fhir_server.errors import FhirError
+from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.write import prepare
+from fhir_server.model.resource import Resource, load
+from fhir_server.store.protocol import Cause, Key, Put, Stored
+
+
+class Again(Exception):
+    """The round rests on something that is no longer so, or on a rule whose result cannot be stored; run it again."""
+
+    def __init__(self, *, closed: Sequence[Slot] = (), failed: Mapping[str, str] | None = None) -> None:
+        super().__init__("the round has to be run again")
+        self.closed = tuple(closed)  # a person is done with these
+        self.failed = dict(failed or {})  # rule url → why
+
+
+@dataclass(slots=True)
+class Effects:
+    puts: list[Put] = field(default_factory=list)
+    written: list[tuple[str, str]] = field(default_factory=list)  # (rule url, resource type) of each derived resource
+
+
+def keys(outcome: Outcome) -> list[Key]:
+    """What has to be read before the effects can be prepared."""
+    found: list[Key] = []
+    for change in outcome.changes:
+        found.append(change.key)
+        found.append(("Provenance", provenance_id(outcome.patient, change.slot.key, change.slot.n)))
+    found += [("Provenance", _tags_provenance(outcome.patient, rule)) for rule in outcome.retagged]
+    return found
+
+
+def effects(
+    server: Server, book: Rulebook, outcome: Outcome, chart: Chart, current: Mapping[Key, Stored], now: int
+) -> Effects:
+    """The Puts of one patient. Raises Again."""
+    writer = _Writer(server, book, outcome, current, now)
+    for change in outcome.changes:
+        writer.change(change)
+    if writer.closed:
+        raise Again(closed=writer.closed)
+    for key, (resource, rule) in outcome.interpreted.items():
+        reading = chart.get(key)
+        if reading is not None and reading.stored is not None:
+            writer.put(resource, reading.stored, rule)
+    if outcome.tagged is not None:
+        reading = chart.get(("Patient", outcome.patient))
+        if reading is not None and reading.stored is not None and outcome.retagged:
+            writer.put(outcome.tagged, reading.stored, outcome.retagged[-1])
+            for rule in outcome.retagged:
+                writer.tags_provenance(rule)
+    if writer.failed:
+        raise Again(failed=writer.failed)
+    return writer.effects
+
+
+class _Writer:
+    def __init__(
+        self, server: Server, book: Rulebook, outcome: Outcome, current: Mapping[Key, Stored], now: int
+    ) -> None:
+        self._server, self._book, self._outcome, self._current, self._now = server, book, outcome, current, now
+        self.effects = Effects()
+        self.closed: list[Slot] = []
+        self.failed: dict[str, str] = {}
+
+    def change(self, change: Change) -> None:
+        stored = self._current.get(change.key)
+        existing = load(stored.raw) if stored is not None and not stored.deleted else None
+        slot = change.slot
+        if stored is not None and change.key[0] in EPISODES and closed_by_person(slot, existing):
+            status = str((existing or {}).get("status", "deleted"))
+            focus = str((existing or {}).get("focus", {}).get("reference", slot.focus))
+            self.closed.append(structs.replace(slot, state="closed", status=status, focus=focus))
+            return
+        resource = realize(change, existing, self._now, self._outcome.patient)
+        if resource is None or not self.put({**resource, "id": change.key[1]}, stored, slot.rule, change.rule):
+            return
+        self.effects.written.append((slot.rule, change.key[0]))
+        proposal = change.proposal
+        decision = self._outcome.decisions.get(slot.rule)
+        trails: list[Trail] = [proposal.trail] if proposal is not None and proposal.trail is not None else []
+        if proposal is None and decision is not None:
+            trails = decision.trails
+        sources = proposal.sources if proposal is not None else (decision.sources if decision is not None else ())
+        self._provenance(
+            provenance_id(self._outcome.patient, slot.key, slot.n), "/".join(change.key), slot.rule, change.rule,
+            sources, trails, proposal is None,
+        )  # fmt: skip
+
+    def tags_provenance(self, rule: str) -> None:
+        decision = self._outcome.decisions[rule]
+        target = f"Patient/{self._outcome.patient}"
+        id = _tags_provenance(self._outcome.patient, rule)
+        self._provenance(id, target, rule, decision.canonical, decision.sources, decision.trails, not decision.tags)
+
+    def _provenance(
+        self, id: str, target: str, rule: str, canonical: str, sources: Sequence[str], trails: Sequence[Trail],
+        withdrawn: bool,
+    ) -> None:  # fmt: skip
+        known = self._book.by_url.get(rule)
+        resource = provenance(
+            id, target=target, rule=canonical, rule_id=known.id if known is not None else "",
+            event=self._event(rule), sources=sources, trails=trails, now=self._now, withdrawn=withdrawn,
+        )  # fmt: skip
+        self.put(resource, self._current.get(("Provenance", id)), rule, canonical)
+
+    def _event(self, rule: str) -> str:
+        woken = self._outcome.woken.get(rule)
+        return woken.event.id if woken is not None and woken.event is not None else "time"
+
+    def put(self, resource: Resource, previous: Stored | None, rule: str, canonical: str = "") -> bool:
+        """Prepared as any write; false where nothing would change. A resource that is refused is its rule's failure."""
+        woken = self._outcome.woken.get(rule)
+        event = woken.event if woken is not None else None
+        chain = (*event.cause.chain, event.id) if event is not None else ()
+        known = self._book.by_url.get(rule)
+        cause = Cause(chain, canonical or (known.canonical if known is not None else rule), DEVICE)
+        context = Context(Principal.automation(), self._server.settings.public_url, cause=cause)
+        try:
+            put, _ = prepare(self._server, context, resource, str(resource["id"]), previous, interaction="update")
+        except FhirError as error:
+            self.failed[rule] = f"{resource['resourceType']}: " + "; ".join(one.diagnostics for one in error.issues)
+            return False
+        if put is None:
+            return False
+        self.effects.puts.append(put)
+        return True
+
+
+def _tags_provenance(patient: str, rule: str) -> str:
+    return identity(patient, f"{rule}#tags/provenance")

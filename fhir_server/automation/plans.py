@@ -1,0 +1,419 @@
+"""PlanDefinition of type eca-rule → Rule: compiled once, refused with every reason if it does not compile.
+
+https://hl7.org/fhir/R4/plandefinition.html; what our extensions mean: docs/hooks.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import time
+from typing import Any
+
+from fhir_server.automation.chart import Reading
+from fhir_server.automation.definitions import Definitions, Wrong, compiled, duration, score_outcomes
+from fhir_server.automation.facts import BUILTINS, FactDefinition, Facts, Filter
+from fhir_server.automation.follow_up import Activity, Dynamic, activity, dynamics
+from fhir_server.automation.formulas import Formula
+from fhir_server.automation.proposals import Proposal
+from fhir_server.automation.risk import RISK_SCORES
+from fhir_server.automation.vocabulary import Element, extension, extension_value, extensions, part, parts, value
+from fhir_server.errors import Issue, Unprocessable
+from fhir_server.model.definitions import RESOURCE_TYPES
+from fhir_server.model.resource import Resource
+
+CHANGES: Mapping[str, frozenset[str]] = {
+    "data-added": frozenset({"create"}),
+    "data-modified": frozenset({"update"}),
+    "data-removed": frozenset({"delete"}),
+    "data-changed": frozenset({"create", "update", "delete"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A change of data: methods, type, codes."""
+
+    methods: frozenset[str]
+    type: str
+    filters: tuple[Filter, ...]
+
+    def matches(self, reading: Reading) -> bool:
+        return reading.key[0] == self.type and all(one.matches(reading) for one in self.filters)
+
+
+@dataclass(frozen=True, slots=True)
+class Periodic:
+    every: int  # ms
+    at: time | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hysteresis:
+    fact: str
+    set: Formula
+    clear: Formula
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Hours in which nobody is disturbed; may run over midnight. `zone` is an IANA name."""
+
+    start: time
+    end: time
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assess:
+    """A named score. `missing`: what is proposed when an input is missing or out of range."""
+
+    code: str
+    outcomes: tuple[str, ...]
+    missing: Activity | None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One action of the tree. Times in ms."""
+
+    id: str
+    title: str
+    conditions: tuple[Formula, ...] = ()
+    requires: tuple[str, ...] = ()
+    missing: Activity | None = None
+    hysteresis: Hysteresis | None = None
+    anchor: Formula | None = None
+    delay: int | None = None  # after the anchor
+    after: tuple[str, int] | None = None  # action id, ms after it was raised
+    quiet: Quiet | None = None
+    recency: int | None = None
+    only_first: bool = False
+    tag: Mapping[str, Any] | None = None
+    interpretation: Mapping[str, Any] | None = None
+    assess: Assess | None = None
+    activity: Activity | None = None
+    dynamic: tuple[Dynamic, ...] = ()
+    children: tuple[Action, ...] = ()
+
+    def walk(self) -> Iterator[Action]:
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A top-level action with what wakes it. `by_focus`: evaluated for each triggering resource."""
+
+    action: Action
+    triggers: tuple[Trigger, ...]
+    periodic: tuple[Periodic, ...]
+    names: frozenset[str]
+    by_focus: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rule:
+    """A rule the engine can run: a compiled plan (`branches`) or a function of a package (`function`)."""
+
+    id: str
+    url: str
+    version: str
+    title: str
+    branches: tuple[Branch, ...] = ()
+    facts: Mapping[str, tuple[FactDefinition, ...]] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()  # every variable its expressions read
+    function: Callable[[Facts], Iterator[Proposal]] | None = None
+    triggers: tuple[Trigger, ...] = ()  # of a function
+
+    @property
+    def canonical(self) -> str:
+        return f"{self.url}|{self.version}" if self.version else self.url
+
+    def actions(self) -> Iterator[Action]:
+        for branch in self.branches:
+            yield from branch.action.walk()
+
+    def all_triggers(self) -> Iterator[Trigger]:
+        yield from self.triggers
+        for branch in self.branches:
+            yield from branch.triggers
+
+    def used_facts(self) -> Iterator[FactDefinition]:
+        """The facts its expressions can ask for."""
+        for name in self.names:
+            for candidate in (name, name.rpartition("_")[0]):
+                yield from self.facts.get(candidate, ())
+
+
+def is_rule(resource: Element) -> bool:
+    """A PlanDefinition that the engine runs: of type eca-rule."""
+    return resource.get("resourceType") == "PlanDefinition" and any(
+        coding.get("code") == "eca-rule" for coding in resource.get("type", {}).get("coding", ())
+    )
+
+
+def check(resource: Resource, definitions: Definitions) -> list[Issue]:
+    """Every reason why this PlanDefinition cannot be run; none for other PlanDefinitions."""
+    if not is_rule(resource):
+        return []
+    return _Compiler(resource, definitions).issues
+
+
+def compile(resource: Resource, definitions: Definitions) -> Rule:
+    """Raises Unprocessable (422) with every reason."""
+    compiler = _Compiler(resource, definitions)
+    if compiler.issues:
+        raise Unprocessable(f"PlanDefinition/{resource.get('id')} cannot be run as a rule", issues=compiler.issues)
+    return compiler.rule
+
+
+class _Compiler:
+    def __init__(self, resource: Resource, definitions: Definitions) -> None:
+        self._definitions = definitions
+        self.issues: list[Issue] = []
+        self._ids: set[str] = set()
+        self._names: dict[str, str] = {}  # variable → where it is first read
+        facts: dict[str, tuple[FactDefinition, ...]] = {}
+        parameters: dict[str, Any] = {}
+        for name in ("url", "version"):
+            if not resource.get(name):
+                self._wrong(f"PlanDefinition.{name}", "a rule needs it, because what it writes names it")
+        for index, canonical in enumerate(resource.get("library", ())):
+            where = f"PlanDefinition.library[{index}]"
+            library = self._try(where, self._library, canonical, where)
+            if library is not None:
+                parameters.update(definitions.parameters(library))
+                facts.update(self._try(where, definitions.facts_of, canonical, where) or {})
+        parameters.update(definitions.parameters(resource))
+        actions = resource.get("action", ())
+        for index, element in enumerate(actions):
+            where = f"PlanDefinition.action[{index}].input"
+            facts.update(self._try(where, definitions.facts, element.get("input", ()), where) or {})
+        branches = [self._branch(element, f"PlanDefinition.action[{i}]") for i, element in enumerate(actions)]
+        if not branches:
+            self._wrong("PlanDefinition.action", "a rule without an action does nothing")
+        self._check_names(facts, parameters)
+        self._check_references([branch for branch in branches if branch is not None])
+        self.rule = Rule(
+            id=str(resource.get("id", "")),
+            url=str(resource.get("url", "")),
+            version=str(resource.get("version", "")),
+            title=str(resource.get("title") or resource.get("name") or resource.get("id", "")),
+            branches=tuple(branch for branch in branches if branch is not None),
+            facts=facts,
+            parameters=parameters,
+            names=frozenset(self._names),
+        )
+
+    def _wrong(self, where: str, why: str) -> None:
+        self.issues.append(Issue("error", "processing", f"{where}: {why}", (where,)))
+
+    def _try(self, where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Wrong as wrong:
+            self.issues.append(Issue("error", "processing", str(wrong), (where,)))
+        return None
+
+    def _library(self, canonical: str, where: str) -> Resource:
+        found = self._definitions.find(canonical, "Library")
+        if found is None:
+            raise Wrong(where, f"the library {canonical} is not known")
+        return found
+
+    def _branch(self, element: Element, where: str) -> Branch | None:
+        triggers: list[Trigger] = []
+        periodic: list[Periodic] = []
+        names: set[str] = set()
+        for index, one in enumerate(element.get("trigger", ())):
+            self._try(
+                f"{where}.trigger[{index}]", self._trigger, one, f"{where}.trigger[{index}]", triggers, periodic, names
+            )
+        if not element.get("trigger"):
+            self._wrong(f"{where}.trigger", "a top-level action needs a trigger")
+        scope = extension_value(element, "scope") or "patient"
+        if scope not in ("patient", "focus"):
+            self._wrong(where, f"the scope is patient or focus, not {scope!r}")
+        if scope == "focus" and not triggers:
+            self._wrong(where, "an action of scope focus needs a data trigger")
+        action = self._action(element, where, scope == "focus")
+        return Branch(action, tuple(triggers), tuple(periodic), frozenset(names), scope == "focus")
+
+    def _trigger(
+        self, element: Element, where: str, triggers: list[Trigger], periodic: list[Periodic], names: set[str]
+    ) -> None:
+        kind = element.get("type")
+        if kind in CHANGES:
+            for index, data in enumerate(element.get("data", ())):
+                if data.get("type") not in RESOURCE_TYPES:
+                    raise Wrong(where, f"{data.get('type')!r} is not a resource type")
+                filters = self._definitions.filters(data, f"{where}.data[{index}]")
+                triggers.append(Trigger(CHANGES[str(kind)], str(data["type"]), filters))
+            if not element.get("data"):
+                raise Wrong(where, f"{kind} needs data")
+        elif kind == "periodic":
+            repeat = element.get("timingTiming", {}).get("repeat", {})
+            if "period" not in repeat or "periodUnit" not in repeat:
+                raise Wrong(where, "periodic needs timingTiming.repeat with period and periodUnit")
+            every = duration({"value": repeat["period"], "unit": repeat["periodUnit"]}, where)
+            at = next(iter(repeat.get("timeOfDay", ())), None)
+            periodic.append(Periodic(every, _time(at, where) if at else None))
+        elif kind == "named-event":
+            if not element.get("name"):
+                raise Wrong(where, "named-event needs a name")
+            names.add(str(element["name"]))
+        else:
+            raise Wrong(where, f"a trigger of type {kind!r} is not supported")
+
+    def _formula(self, expression: Any, where: str) -> Formula | None:
+        found: Formula | None = self._try(where, compiled, expression, where)
+        if found is not None:
+            for name in found.names:
+                self._names.setdefault(name, where)
+        return found
+
+    def _read(self, formulas: Sequence[Formula], where: str) -> None:
+        for formula in formulas:
+            for name in formula.names:
+                self._names.setdefault(name, where)
+
+    def _activity(self, canonical: Any, where: str) -> Activity | None:
+        found: Activity | None = self._try(where, activity, self._definitions, str(canonical), where)
+        if found is not None:
+            self._read([*found.holes.values(), *(formula for _, formula in found.dynamic)], f"{where} ({canonical})")
+        return found
+
+    def _action(self, element: Element, where: str, by_focus: bool) -> Action:
+        conditions = []
+        for index, one in enumerate(element.get("condition", ())):
+            at = f"{where}.condition[{index}]"
+            if one.get("kind", "applicability") != "applicability":
+                self._wrong(at, f"only conditions of kind applicability are supported, not {one.get('kind')}")
+            conditions.append(self._formula(one.get("expression"), at))
+        anchor = extension_value(element, "anchor")
+        missing = extension_value(element, "missing")
+        recency = extension_value(element, "recency")
+        requires = tuple(str(value(one)) for one in extensions(element, "requires"))
+        for name in requires:
+            self._names.setdefault(name, f"{where} requires")
+        definition = element.get("definitionCanonical")
+        dynamic: tuple[Dynamic, ...] = self._try(where, dynamics, element, where) or ()
+        self._read([formula for _, formula in dynamic], where)
+        tag = extension_value(element, "tag")
+        if tag is not None and not (tag.get("system") and tag.get("code")):
+            self._wrong(f"{where} tag", "a tag needs a system and a code")
+        interpretation = extension_value(element, "interpretation")
+        if interpretation is not None and not by_focus:
+            self._wrong(f"{where} interpretation", "an interpretation belongs to scope focus")
+        action = Action(
+            id=str(element.get("id", "")),
+            title=str(element.get("title", "")),
+            conditions=tuple(found for found in conditions if found is not None),
+            requires=requires,
+            missing=self._activity(missing, f"{where} missing") if missing else None,
+            hysteresis=self._hysteresis(element, where),
+            anchor=self._formula(anchor, f"{where} anchor") if anchor else None,
+            delay=self._duration(element.get("timingDuration"), f"{where}.timingDuration"),
+            after=self._after(element, where),
+            quiet=self._try(where, self._quiet, element, where),
+            recency=self._duration(recency, f"{where} recency"),
+            only_first=element.get("selectionBehavior") in ("at-most-one", "exactly-one"),
+            tag=tag,
+            interpretation=interpretation,
+            assess=self._assess(element, where),
+            activity=self._activity(definition, f"{where}.definitionCanonical") if definition else None,
+            dynamic=dynamic,
+            children=tuple(
+                self._action(child, f"{where}.action[{index}]", by_focus)
+                for index, child in enumerate(element.get("action", ()))
+            ),
+        )
+        if action.activity or action.assess or action.missing:
+            if not action.id:
+                self._wrong(
+                    f"{where}.id", "an action with an outcome needs an id: it is part of what it writes is called"
+                )
+            elif action.id in self._ids:
+                self._wrong(f"{where}.id", f"the id {action.id!r} is used twice")
+            self._ids.add(action.id)
+        return action
+
+    def _duration(self, element: Element | None, where: str) -> int | None:
+        if element is None:
+            return None
+        found: int | None = self._try(where, duration, element, where)
+        return found
+
+    def _hysteresis(self, element: Element, where: str) -> Hysteresis | None:
+        found = extension(element, "hysteresis")
+        if found is None:
+            return None
+        at = f"{where} hysteresis"
+        on, off = self._formula(part(found, "set"), f"{at} set"), self._formula(part(found, "clear"), f"{at} clear")
+        fact = str(part(found, "fact", ""))
+        self._names.setdefault(fact, at)
+        return Hysteresis(fact, on, off) if on is not None and off is not None else None
+
+    def _after(self, element: Element, where: str) -> tuple[str, int] | None:
+        for index, one in enumerate(element.get("relatedAction", ())):
+            at = f"{where}.relatedAction[{index}]"
+            if one.get("relationship") not in ("after-start", "after"):
+                self._wrong(at, f"only after-start is supported, not {one.get('relationship')}")
+            offset = self._duration(one.get("offsetDuration"), f"{at}.offsetDuration")
+            return (str(one.get("actionId")), offset or 0)
+        return None
+
+    def _quiet(self, element: Element, where: str) -> Quiet | None:
+        found = extension(element, "quiet-hours")
+        if found is None:
+            return None
+        start, end = _time(part(found, "start"), where), _time(part(found, "end"), where)
+        return Quiet(start, end, str(part(found, "zone", "Asia/Shanghai")))
+
+    def _assess(self, element: Element, where: str) -> Assess | None:
+        found = extension(element, "assess")
+        if found is None:
+            return None
+        code = str(part(found, "code", ""))
+        if code not in RISK_SCORES:
+            self._wrong(f"{where} assess", f"there is no score {code!r}")
+            return None
+        missing = part(found, "missing")
+        library = self._definitions.score(code)
+        if library is None:
+            self._wrong(f"{where} assess", f"no Library in resources/risk says what the score {code!r} needs")
+            return None
+        known = {coding["code"] for coding in score_outcomes(library)}
+        outcomes = tuple(str(one) for one in parts(found, "outcome"))
+        for outcome in outcomes:
+            if outcome not in known:
+                self._wrong(f"{where} assess", f"{code} has no outcome {outcome!r}; it has {', '.join(sorted(known))}")
+        return Assess(code, outcomes, self._activity(missing, f"{where} assess missing") if missing else None)
+
+    def _check_names(self, facts: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+        for name, where in self._names.items():
+            base, _, what = name.rpartition("_")
+            if name in facts or name in parameters or name in BUILTINS:
+                continue
+            if base in facts and what in ("at", "source", "count"):
+                continue
+            if base in ("score", "band") or name.startswith(("score_", "band_")):
+                continue
+            self._wrong(where, f"%{name} is neither a fact of the rule's libraries, nor a parameter, nor built in")
+
+    def _check_references(self, branches: Sequence[Branch]) -> None:
+        ids = {action.id for branch in branches for action in branch.action.walk()}
+        for branch in branches:
+            for action in branch.action.walk():
+                if action.after is not None and action.after[0] not in ids:
+                    self._wrong("PlanDefinition.action.relatedAction", f"there is no action {action.after[0]!r}")
+
+
+def _time(text: Any, where: str) -> time:
+    try:
+        return time.fromisoformat(str(text))
+    except ValueError:
+        raise Wrong(where, f"{text!r} is not a time of day") from None

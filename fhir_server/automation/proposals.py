@@ -1,0 +1,85 @@
+"""What a rule proposes: values. Only the worker turns them into resources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fhir_server.model.resource import Resource
+from fhir_server.store.protocol import Key
+
+# Types of which a person closes one and the next event opens another; the rest is superseded in place.
+EPISODES = frozenset({"Task", "CommunicationRequest", "ServiceRequest", "CarePlan"})
+
+
+class Trail(Protocol):
+    """How a rule came to a conclusion: worked out as text only if somebody writes it down."""
+
+    def lines(self) -> list[tuple[str, str, bool]]:
+        """(expression, values it saw, result) of each condition on the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A label on the patient: `Patient?_tag=` finds the cohort."""
+
+    system: str
+    code: str
+    display: str = ""
+
+    def coding(self) -> dict[str, Any]:
+        coding = {"system": self.system, "code": self.code}
+        return {**coding, "display": self.display} if self.display else coding
+
+
+@dataclass(frozen=True, slots=True)
+class Interpretation:
+    """How one Observation reads (H, HH, L, …)."""
+
+    observation: Key
+    coding: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """A resource that should be there. `resource` has no id, identifier or meta: those are the engine's.
+
+    `action` names it within its rule; with `scope` (a reference, or empty) it is its identity for this patient.
+    `focus` is what triggered it; `raises` is false where that is too old to start anything new.
+    """
+
+    action: str
+    resource: Resource
+    scope: str = ""
+    focus: str = ""  # reference of the triggering resource
+    focus_at: int = 0  # when that was true, ms
+    raises: bool = True
+    sources: tuple[str, ...] = ()  # references of every input
+    trail: Trail | None = None
+
+
+Proposal = Tag | Interpretation | Propose
+
+
+@dataclass(slots=True)
+class Decision:
+    """What one rule says about one patient at one moment."""
+
+    rule: str  # url
+    version: str
+    tags: list[Tag] = field(default_factory=list)
+    interpretations: list[Interpretation] = field(default_factory=list)
+    proposals: list[Propose] = field(default_factory=list)
+    foci: frozenset[str] | None = None  # triggering resources that were to be looked at one by one; None: every one
+    looked: list[str] = field(default_factory=list)  # those of them that were there
+    due: int | None = None  # when time alone may change the answer, ms
+    trails: list[Trail] = field(default_factory=list)
+    sources: Sequence[str] = ()
+
+    @property
+    def canonical(self) -> str:
+        return f"{self.rule}|{self.version}" if self.version else self.rule
+
+    def wait_until(self, instant: int) -> None:
+        self.due = instant if self.due is None else min(self.due, instant)
