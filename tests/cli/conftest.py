@@ -37,11 +37,11 @@ def call(*words: object, **settings: str) -> subprocess.CompletedProcess[str]:
 class Process:
     """A command that keeps running; what it prints is kept."""
 
-    def __init__(self, *words: object, **settings: str) -> None:
+    def __init__(self, *words: object, module: str = "fhir_server", **settings: str) -> None:
         self.lines: list[str] = []
         self._seen = threading.Condition()
         self.process = subprocess.Popen(
-            [*COMMAND, *map(str, words)],
+            [sys.executable, "-m", module, *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

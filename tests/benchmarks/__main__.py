@@ -1,0 +1,197 @@
+"""`make bench`: what the promises about cost look like on this machine, as a table.
+
+Each row is one function that yields lines; figures of one run are comparable with each other, not with another machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from fhir_server.cli import population
+from fhir_server.model.resource import dump, load
+from tests.benchmarks.load import measure
+from tests.cli.conftest import Process, call
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    what: str
+    measured: str
+    wanted: str = ""
+    good: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    seconds: float
+    folder: Path
+    data: Path | None  # Synthea bundles
+
+    @contextlib.contextmanager
+    def server(self, *words: object, name: str = "data") -> Iterator[Process]:
+        words = ("serve", "--port", 0, "--open", "--no-automation", "--data-dir", self.folder / name, *words)
+        process = Process(*words, FHIR_RATE_LIMIT="0", FHIR_LOG_LEVEL="error")
+        try:
+            process.line("ready on ")
+            yield process
+        finally:
+            process.stop()
+
+
+def observation() -> bytes:
+    """A blood pressure from the sample population, without an id."""
+    _, raw = list(population.bundles())[1]
+    found = next(e["resource"] for e in load(raw)["entry"] if e["resource"]["id"].endswith("-bp"))
+    return dump({key: value for key, value in found.items() if key not in ("id", "encounter", "performer")})
+
+
+def read(bench: Bench) -> Iterator[Line]:
+    """https://hl7.org/fhir/R4/http.html#read against a bare route under the same uvicorn."""
+    bare = Process("bare", module="tests.benchmarks.bare")
+    try:
+        floor = measure(f"{bare.base}/Patient/sample-01", connections=32, seconds=bench.seconds)
+    finally:
+        bare.stop()
+    with bench.server() as server:
+        httpx.put(
+            f"{server.base}/Patient/sample-01", json={"resourceType": "Patient", "id": "sample-01", "active": True}
+        )
+        found = measure(f"{server.base}/Patient/sample-01", connections=32, seconds=bench.seconds)
+    share = found.rate / floor.rate
+    yield Line("bare Starlette route, 32 connections, 1 worker", f"{floor.rate:,.0f}/s")
+    yield Line(
+        "read by id, 32 connections, 1 worker",
+        f"{found.rate:,.0f}/s = {share:.0%} of it; p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms",
+        "at least 40 % of the bare route",
+        share >= 0.4 and not found.failed,
+    )
+
+
+def create(bench: Bench) -> Iterator[Line]:
+    """https://hl7.org/fhir/R4/http.html#create: validated, indexed, durable, with its outbox event."""
+    body = observation()
+    with bench.server("--workers", 2) as server:
+        httpx.put(f"{server.base}/Patient/sample-01", json={"resourceType": "Patient", "id": "sample-01"})
+        measure(f"{server.base}/Observation", connections=64, seconds=1, method="POST", body=body)
+        url = f"{server.base}/Observation"
+        found = measure(url, connections=64, seconds=bench.seconds, method="POST", body=body)
+    yield Line(
+        "create of a blood pressure, 64 connections, 2 workers",
+        f"{found.rate:,.0f}/s; p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms; {found.failed} failed",
+        "at least 1,200/s",
+        found.rate >= 1200 and not found.failed,
+    )
+
+
+def loading(bench: Bench) -> Iterator[Line]:
+    """`fhir-server load` of Synthea's bundles where FHIR_SPEC_DATA has them, else of the sample population."""
+    folder = bench.data
+    if folder is None:
+        folder = bench.folder / "population"
+        folder.mkdir()
+        for name, raw in population.bundles():
+            (folder / f"{name}.json").write_bytes(raw)
+    with bench.server("--workers", 2, name="loading") as server:
+        for what, wanted in (("load, empty server", 2000), ("load again", 2000)):
+            began = time.monotonic()
+            loaded = call("load", folder, "--server", server.base)
+            took = time.monotonic() - began
+            last = loaded.stdout.splitlines()[-1] if loaded.stdout else loaded.stderr
+            rate = float(last.split()[0].replace(",", "")) / took if loaded.returncode == 0 else 0.0
+            title = f"{what}, 2 workers ({'Synthea' if bench.data else 'sample population'})"
+            yield Line(
+                title,
+                f"{rate:,.0f} resources/s, start of the command included",
+                f"at least {wanted:,}/s",
+                rate >= wanted,
+            )
+
+
+def ready(bench: Bench) -> Iterator[Line]:
+    """From the command to the line "ready on": the data directory exists. And what a worker occupies then."""
+    with bench.server(name="ready"):
+        pass
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        with bench.server(name="ready") as server:
+            times.append(time.monotonic() - began)
+            for _ in range(20):
+                httpx.get(f"{server.base}/Patient?_count=50")
+            status = Path(f"/proc/{server.process.pid}/status").read_text()
+    resident = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
+    best = min(times)
+    yield Line(
+        "ready, embedded mongod included", f"{best:.2f} s (best of 3; worst {max(times):.2f} s)", "under 3 s", best < 3
+    )
+    yield Line("resident memory of a worker", f"{resident:,.0f} MiB", "under 150 MiB", resident < 150)
+
+
+def validation(bench: Bench) -> Iterator[Line]:
+    """Of one Observation of blood pressure, in memory."""
+    from fhir_server.validation import Validator
+
+    validator, resource = Validator(), load(observation())
+    validator.check(resource)
+    best = float("inf")
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(200):
+            validator.check(resource)
+        best = min(best, (time.perf_counter() - began) / 200)
+    yield Line("validation of an Observation", f"{best * 1e6:,.0f} µs", "under 100 µs", best < 100e-6)
+
+
+def search(bench: Bench) -> Iterator[Line]:
+    """A searchset page of 50: stored bytes spliced, nothing parsed."""
+    with bench.server() as server:
+        lines = b"".join(dump({**load(observation()), "id": f"page-{n}", "status": "final"}) + b"\n" for n in range(60))
+        (bench.folder / "page.ndjson").write_bytes(lines)
+        call("load", bench.folder / "page.ndjson", "--server", server.base)
+        path = "Observation?code=http://loinc.org%7C85354-9&_count=50"
+        found = measure(f"{server.base}/{path}", connections=8, seconds=bench.seconds)
+        size = len(httpx.get(f"{server.base}/{path}").content)
+    yield Line(
+        "search, page of 50 Observations, 8 connections",
+        f"{found.rate:,.0f}/s, {size / 1000:,.0f} kB a page; p50 {found.p50_ms:.1f} ms",
+    )
+
+
+ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
+    "validation": validation,
+    "ready": ready,
+    "read": read,
+    "search": search,
+    "create": create,
+    "load": loading,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("make bench", description=__doc__)
+    parser.add_argument("--only", action="append", choices=list(ROWS), help="may be repeated")
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement under load (default: 5)")
+    args = parser.parse_args()
+    data = Path(os.environ.get("FHIR_SPEC_DATA", "")) / "synthea"
+    print(f"{'what':<56} {'measured':<64} wanted")
+    with tempfile.TemporaryDirectory(prefix="fhir-bench-") as folder:
+        bench = Bench(args.seconds, Path(folder), data if os.environ.get("FHIR_SPEC_DATA") and data.is_dir() else None)
+        for name in args.only or ROWS:
+            for line in ROWS[name](bench):
+                verdict = "" if line.good is None else " ✓" if line.good else " ✗"
+                print(f"{line.what:<56} {line.measured:<64} {line.wanted}{verdict}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
