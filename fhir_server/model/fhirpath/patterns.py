@@ -1,7 +1,7 @@
 """Regular expressions whose cost is bounded before they run, since a pattern may come from a client.
 
 Python's engine backtracks and cannot be interrupted, so a repeat within a repeat is taken only where each round of the
-outer one starts or ends with a character the inner ones cannot match, and a pattern with several open-ended wildcards
+outer one starts or ends with a character the inner ones cannot match, and a pattern with several repeats that overlap
 takes short texts only.
 """
 
@@ -16,8 +16,10 @@ from typing import Any, Final
 from fhir_server.model.fhirpath.failure import FhirPathError
 
 MAX_PATTERN: Final = 2_000
-MAX_TEXT: Final = (1_000_000, 1_000_000, 20_000, 1_000, 200)  # by number of open-ended wildcards
-MAX_TEXT_OF_MANY: Final = 100
+MAX_TEXT: Final = 1_000_000  # characters, for a pattern without long repeats
+# With them, by how many could go on into what follows: each multiplies the work by the length, as does every start.
+MAX_TEXT_VAGUE: Final = (5_000, 600, 150, 80, 50, 30, 30)
+SHORT_REPEAT: Final = 10  # a repeat of so few rounds counts as none
 
 _REPEATS: Final = (op.MAX_REPEAT, op.MIN_REPEAT)
 _Characters = frozenset[int] | None  # None: any
@@ -27,8 +29,7 @@ _OTHERS: Final = 0x17F
 
 def pattern(regex: str, value: str) -> re.Pattern[str]:
     """The compiled pattern, `.` matching line ends. Raises FhirPathError if it is wrong or could take too long."""
-    compiled, wildcards = _compiled(regex)
-    limit = MAX_TEXT[wildcards] if wildcards < len(MAX_TEXT) else MAX_TEXT_OF_MANY
+    compiled, limit = _compiled(regex)
     if len(value) > limit:
         raise FhirPathError(f"The pattern {regex!r} could take too long on a text of {len(value)} characters")
     return compiled
@@ -42,6 +43,7 @@ def replacement(text: str) -> str:
 
 @lru_cache(maxsize=512)
 def _compiled(regex: str) -> tuple[re.Pattern[str], int]:
+    """With the length of the longest text it may see."""
     if len(regex) > MAX_PATTERN:
         raise FhirPathError(f"The pattern is longer than {MAX_PATTERN} characters")
     try:
@@ -50,7 +52,10 @@ def _compiled(regex: str) -> tuple[re.Pattern[str], int]:
     except (re.error, OverflowError, RecursionError) as error:
         raise FhirPathError(f"The pattern {regex!r} is wrong: {error}") from None
     _refuse_ambiguous(tree, regex)
-    return compiled, _wildcards(tree)
+    vague = _vague(list(tree), frozenset())
+    if vague >= len(MAX_TEXT_VAGUE):
+        raise FhirPathError(f"The pattern {regex!r} has too many repeats that overlap and could take too long")
+    return compiled, MAX_TEXT_VAGUE[vague] if _repeats(list(tree)) else MAX_TEXT
 
 
 def _refuse_ambiguous(tree: Any, regex: str) -> None:
@@ -67,32 +72,71 @@ def _unambiguous(body: list[Any]) -> bool:
         return _unambiguous(list(body[0][1][3]))
     if len(body) == 1 and body[0][0] is op.BRANCH:
         branches = [list(branch) for branch in body[0][1][1]]
-        firsts = [_characters(branch[:1]) if branch else frozenset[int]() for branch in branches]
-        apart = all(
-            one is not None and other is not None and not one & other
-            for index, one in enumerate(firsts)
-            for other in firsts[index + 1 :]
+        return (
+            _apart(branches) and not any(_first(branch)[1] for branch in branches) and all(map(_unambiguous, branches))
         )
-        return apart and all(_unambiguous(branch) for branch in branches)
     if not any(_variable(code, argument) for code, argument in body):
         return True
+    if not _settled(body):
+        return False
     for border, rest in ((body[:1], body[1:]), (body[-1:], body[:-1])):
         if border[0][0] in (op.LITERAL, op.IN, op.NOT_LITERAL):
             fence, inside = _characters(border), _characters(rest)
-            if fence is not None and inside is not None and not fence & inside and not _repeats_within(rest):
+            if fence is not None and inside is not None and not fence & inside:
                 return True
     return False
 
 
-def _repeats_within(body: list[Any]) -> bool:
-    """Whether neighbours among the parts could take each other's characters."""
-    known = [_characters([part]) for part in body if part[0] is not op.AT]
-    return any(
-        one is None or other is None or (one & other)
-        for index, one in enumerate(known)
-        for other in known[index + 1 : index + 2]
-        if _variable(*body[index]) and _variable(*body[index + 1])
+def _settled(body: list[Any]) -> bool:
+    """Whether within one round each character can belong to one part only."""
+    for index, (code, argument) in enumerate(body):
+        if code is op.BRANCH and not _apart([list(branch) for branch in argument[1]]):
+            return False
+        if not all(_settled(list(inner)) for inner in _parts(code, argument)):
+            return False
+        if _variable(code, argument):
+            own, following = _characters([(code, argument)]), _first(body[index + 1 :])[0]
+            if own is None or following is None or own & following:
+                return False
+    return True
+
+
+def _apart(branches: list[Any]) -> bool:
+    """Whether the next character tells which branch it is."""
+    firsts = [_first(branch) for branch in branches]
+    if sum(empty for _, empty in firsts) > 1:
+        return False
+    return all(
+        one is not None and other is not None and not one & other
+        for index, (one, _) in enumerate(firsts)
+        for other, _ in firsts[index + 1 :]
     )
+
+
+def _first(body: list[Any]) -> tuple[_Characters, bool]:
+    """The characters a match can start with, and whether it can be empty."""
+    found: frozenset[int] = frozenset()
+    for code, argument in body:
+        if code is op.AT:
+            continue
+        if code in _REPEATS:
+            first, empty = _first(list(argument[2]))
+            empty = empty or argument[0] == 0
+        elif code is op.SUBPATTERN:
+            first, empty = _first(list(argument[3]))
+        elif code is op.BRANCH:
+            firsts = [_first(list(branch)) for branch in argument[1]]
+            known = [first for first, _ in firsts if first is not None]
+            first = frozenset[int]().union(*known) if len(known) == len(firsts) else None
+            empty = any(empty for _, empty in firsts)
+        else:
+            first, empty = _characters([(code, argument)]), code in (op.ASSERT, op.ASSERT_NOT, op.GROUPREF)
+        if first is None:
+            return None, empty
+        found |= first
+        if not empty:
+            return found, False
+    return found, True
 
 
 def _variable(code: Any, argument: Any) -> bool:
@@ -153,12 +197,27 @@ def _class(members: list[Any]) -> frozenset[int]:
     return (_ALPHABET - found) | {_OTHERS} if negated else found
 
 
-def _wildcards(tree: Any) -> int:
-    """Repeats without a bound, over anything wider than one character."""
+def _vague(body: list[Any], after: _Characters) -> int:
+    """Long repeats that could go on into what follows them; `after` is what may follow the body."""
     count = 0
-    for code, argument in tree:
-        if code in _REPEATS and argument[1] > 1_000 and next(iter(argument[2]))[0] is not op.LITERAL:
-            count += 1
+    for index, (code, argument) in enumerate(body):
+        following, empty = _first(body[index + 1 :])
+        if empty:
+            following = None if following is None or after is None else following | after
+        if code in _REPEATS:
+            inner = list(argument[2])
+            own, first = _characters(inner), _first(inner)[0]
+            if argument[1] - argument[0] > SHORT_REPEAT:
+                count += bool(following) if own is None else following is None or bool(own & following)
+            count += _vague(inner, None if following is None or first is None else following | first)
         else:
-            count += sum(_wildcards(inner) for inner in _parts(code, argument))
+            count += sum(_vague(list(inner), following) for inner in _parts(code, argument))
     return count
+
+
+def _repeats(body: list[Any]) -> bool:
+    """Whether there is a long repeat at all."""
+    return any(
+        (code in _REPEATS and argument[1] - argument[0] > SHORT_REPEAT) or any(map(_repeats, _parts(code, argument)))
+        for code, argument in body
+    )

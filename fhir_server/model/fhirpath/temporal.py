@@ -109,6 +109,10 @@ class Temporal:
         """-1, 0, 1; None when the precision, or a zone only one of them has, leaves it open."""
         (lo, hi), (other_lo, other_hi) = self.bounds(), other.bounds()
         vague = (self.zone is None) != (other.zone is None) and self.kind != "Time"
+        if vague and not (self._clock and other._clock):  # a day is meant where the other one's clock stands
+            lo, hi = (bound + (self.zone or 0) * MINUTE for bound in (lo, hi))
+            other_lo, other_hi = (bound + (other.zone or 0) * MINUTE for bound in (other_lo, other_hi))
+            vague = False
         if vague and self.zone is None:
             lo, hi = lo - EARLIEST_ZONE, hi + LATEST_ZONE
         elif vague:
