@@ -30,7 +30,7 @@ class Expression:
         self._collect = part.collect
         self._condition = part.condition
 
-    def __call__(self, focus: Any, *, host: Host = DEFAULT_HOST, **variables: Any) -> list[Any]:
+    def __call__(self, focus: Any, /, *, host: Host = DEFAULT_HOST, **variables: Any) -> list[Any]:
         """The result's plain values: JSON values; a computed date is its text, a computed quantity a FHIR Quantity.
 
         `focus` is a resource, or an element of `root_type`. `resource` and `rootResource` among the variables are
@@ -39,18 +39,18 @@ class Expression:
         found = self._run(self._collect, focus, None, host, variables)
         return [plain(entry) for entry in found if entry[0] is not None]
 
-    def typed(self, focus: Any, *, host: Host = DEFAULT_HOST, **variables: Any) -> list[tuple[str, Any]]:
+    def typed(self, focus: Any, /, *, host: Host = DEFAULT_HOST, **variables: Any) -> list[tuple[str, Any]]:
         """`(type, value)` of each result: `("Quantity", {…})`, `("Observation.component", {…})`, `("code", "final")`."""
         found = self._run(self._collect, focus, None, host, variables)
         return [(kind, value if type(value) in _JSON else plain((value, kind, None))) for value, kind, _ in found
                 if value is not None]  # fmt: skip
 
-    def items(self, focus: Any, *, host: Host = DEFAULT_HOST, **variables: Any) -> Items:
+    def items(self, focus: Any, /, *, host: Host = DEFAULT_HOST, **variables: Any) -> Items:
         """The items themselves, `(value, type, _name sibling)`; what the data hold is handed out as is, by identity."""
         found: Items = self._run(self._collect, focus, None, host, variables)
         return found
 
-    def holds(self, focus: Any, *, element: Any = None, host: Host = DEFAULT_HOST, **variables: Any) -> bool | None:
+    def holds(self, focus: Any, /, *, element: Any = None, host: Host = DEFAULT_HOST, **variables: Any) -> bool | None:
         """The result as a condition: True, False, or None for an empty result (unknown).
 
         `element` is the `_name` sibling of a primitive focus; `focus` may then be None.
