@@ -31,7 +31,6 @@ _DATE = re.compile(rf"{_YEAR}(?:-{_MONTH}(?:-(?:{_DAY}|{_LATE_DAY}))?)?", re.ASC
 _DATE_TIME = re.compile(rf"{_YEAR}(?:-{_MONTH}(?:-(?:{_DAY}|{_LATE_DAY})(?:T{_CLOCK}{_ZONE})?)?)?", re.ASCII)
 _INSTANT = re.compile(rf"{_YEAR}-{_MONTH}-(?:{_DAY}|{_LATE_DAY})T{_CLOCK}{_ZONE}", re.ASCII)
 _TIME = re.compile(_CLOCK, re.ASCII)
-_SPACE = re.compile(r"\s+")
 
 Accepts = Callable[[Any], Any]  # truthy: fine
 
@@ -92,10 +91,16 @@ def _exists(value: str) -> bool:
 def _base64(value: Any) -> bool:
     if type(value) is not str or not value:
         return False
-    try:
-        binascii.a2b_base64(_SPACE.sub("", value).encode("ascii"), strict_mode=True)
-    except (binascii.Error, UnicodeEncodeError):
+    if not value.isascii():
         return False
+    try:
+        binascii.a2b_base64(value, strict_mode=True)
+    except binascii.Error:
+        try:
+            binascii.a2b_base64("".join(value.split()), strict_mode=True)
+        except binascii.Error:
+            return False
+        return not value.isspace()
     return True
 
 

@@ -88,7 +88,8 @@ def test_codes() -> None:
 
 def test_search_parameters() -> None:
     parameters = {p.url: p for p in search_parameters()}
-    assert len(parameters) == 1400
+    assert len(parameters) == 1397
+    assert not [url for url in parameters if "example" in url]
     code = parameters["http://hl7.org/fhir/SearchParameter/clinical-code"]
     assert (code.code, code.type) == ("code", "token")
     assert "Observation" in code.base
@@ -101,8 +102,11 @@ def test_search_parameters() -> None:
 def test_compartments() -> None:
     assert compartment("Patient")["Observation"] == ("subject", "performer")
     assert compartment("Device")["Communication"] == ("sender", "recipient")
+    assert compartment("Device")["Observation"] == ("subject", "device")
+    known = {(base, p.code) for p in search_parameters() for base in p.base}
     for code in ("Patient", "Practitioner", "RelatedPerson", "Encounter", "Device"):
         assert compartment(code).keys() <= definitions.RESOURCE_TYPES
+        assert {(name, parameter) for name, listed in compartment(code).items() for parameter in listed} <= known
     with pytest.raises(KeyError):
         compartment("Group")
 

@@ -200,7 +200,7 @@ def codes(value_set: str) -> frozenset[str] | None:
 
 @cache
 def search_parameters() -> tuple[SearchParameterDefinition, ...]:
-    """All 1,400 of R4; those of every resource have the base `Resource` or `DomainResource`."""
+    """R4's 1,397; those of every resource have the base `Resource` or `DomainResource`. (Its package has three examples more.)"""
     return tuple(msgspec.json.decode(_table("search-parameters.json"), type=_SearchParameters).rows)
 
 

@@ -21,6 +21,8 @@ STRUCTURE = "http://hl7.org/fhir/StructureDefinition/"
 # Nested elements carry their own children: their type is a definition of its own, named by its path.
 NESTED = ("BackboneElement", "Element")
 # The package spells these as FHIRPath system types; these are the types the pages of R4 give them.
+# In a compartment: the resource that the compartment is named after. It has no search parameter.
+OWN = ["{def}"]
 LANGUAGES = "http://hl7.org/fhir/ValueSet/all-languages"
 SYSTEM_TYPES = {"Resource.id": "id", "Element.id": "string", "Extension.url": "uri"}
 
@@ -205,6 +207,11 @@ def profile(structure: Json) -> Json:
     return {key: structure[key] for key in keep} | {"differential": {"element": elements}}
 
 
+def example(definition: Json) -> bool:
+    """The package also holds examples of definitions, which define nothing: a second `subject` of Condition, …"""
+    return bool(definition["id"].startswith("example"))
+
+
 def search_parameter(parameter: Json) -> Json:
     keep = (
         "url",
@@ -258,14 +265,15 @@ def build(package: Path, folder: Path) -> None:
         types.bindings.update(e["binding"]["valueSet"] for e in row["differential"]["element"] if "binding" in e)
     terms = Terms(found["CodeSystem"], found["ValueSet"])
     write(folder / "codes.json", source, {url: terms.expand(url) for url in sorted(types.bindings)})
-    write(folder / "search-parameters.json", source, [search_parameter(p) for p in found["SearchParameter"]])
+    parameters = [p for p in found["SearchParameter"] if not example(p)]
+    write(folder / "search-parameters.json", source, [search_parameter(p) for p in parameters])
     compartments = {
-        c["code"]: {r["code"]: r["param"] for r in c["resource"] if "param" in r}
+        c["code"]: {r["code"]: r["param"] for r in c["resource"] if r.get("param", OWN) != OWN}
         for c in found["CompartmentDefinition"]
-        if c["url"].startswith("http://hl7.org/fhir/CompartmentDefinition/")
+        if not example(c)
     }
     write(folder / "compartments.json", source, {code: compartments[code] for code in sorted(compartments)})
-    write(folder / "operations.json", source, [operation(o) for o in found["OperationDefinition"]])
+    write(folder / "operations.json", source, [operation(o) for o in found["OperationDefinition"] if not example(o)])
 
 
 if __name__ == "__main__":
