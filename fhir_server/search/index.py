@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhir_server.model.definitions import RESOURCE_TYPES
+from fhir_server.model import fhirpath
 from fhir_server.search import fulltext, types
 from fhir_server.search.paths import Guard, Path, resolve
 from fhir_server.search.registry import COMPUTED, Parameter, Registry
@@ -24,6 +25,7 @@ from fhir_server.search.types import date, number, quantity, reference, special,
 CONTAINED = "#contained"
 IDENTIFIER = ":identifier"
 VERSION = ":version"
+OF_RESOURCE = "%resource."  # components that are looked up from the resource, not from the composite's element
 PARTS = ("1", "2", "3", "4")  # names of a composite's components in its entries
 
 
@@ -123,6 +125,9 @@ class _Node:
                         walk(item, work, inner)
                         for finish in finishes:
                             finish(work, inner)
+                        for capture, found in inner.items():
+                            if capture[1].startswith(OF_RESOURCE):
+                                captured[capture] = [*captured.get(capture, ()), *found]
                     else:
                         walk(item, work, captured)
 
@@ -339,8 +344,8 @@ def _composite(root: _Node, parameter: Parameter) -> list[Finish]:
         node = root.at(context)
         keys: list[tuple[bool, Capture]] = []
         for component in parameter.components:
-            of_resource = component.expression.startswith("%resource.")
-            expression = component.expression.removeprefix("%resource.")
+            of_resource = component.expression.startswith(OF_RESOURCE)
+            expression = component.expression.removeprefix(OF_RESOURCE)
             start, type_name = (root, parameter.resource_type) if of_resource else (node, context.type)
             capture = (component.parameter.type, component.expression)
             for path in resolve(expression, type_name, relative=True) or ():
@@ -398,8 +403,6 @@ def _computed(parameter: Parameter) -> Callable[[Mapping[str, Any], str], list[A
         return lambda resource, base: token.boolean(
             any(key in resource and resource[key] is not False for key in ("deceasedBoolean", "deceasedDateTime"))
         )
-    from fhir_server.model import fhirpath
-
     expression = fhirpath.compile(parameter.expression, root_type=parameter.resource_type)
     usable = types.fhir_types(parameter.type)
 

@@ -7,7 +7,7 @@ https://hl7.org/fhir/R4/search.html#token · https://hl7.org/fhir/R4/valueset.ht
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from fhir_server.errors import BadRequest
@@ -31,6 +31,10 @@ class Terminology(Protocol):
         """The token keys that are in (above, below) the target. Raises BadRequest if that cannot be known."""
 
 
+Resource = dict[str, Any]
+FindResource = Callable[[str, str], Awaitable[Resource | None]]  # (type, canonical URL) → the newest
+
+
 class StoredTerminology:
     """What the store and R4's definitions know. Value sets obey the restriction of who asks, as any resource does."""
 
@@ -38,22 +42,42 @@ class StoredTerminology:
         self._store = store
 
     async def keys(self, members: Members, restrict: Restrict) -> frozenset[str]:
+        async def find(resource_type: str, url: str) -> Resource | None:
+            restriction = restrict(resource_type)
+            if restriction.nothing:
+                return None
+            bare, _, version = url.partition("|")
+            wanted: dict[str, Any] = {entry_path("url"): bare}
+            if version:
+                wanted[entry_path("version")] = "!" + version
+            narrowed = restricted(restriction, Compiler(resource_type, _no_steps))
+            found = await self._store.find(Find(resource_type, live(both([wanted, narrowed])), ((UPDATED, -1),), 1))
+            return load(found[0].raw) if found else None
+
+        return await Expansion(find).keys(members)
+
+
+class Expansion:
+    """Codes from resources that `find` brings."""
+
+    def __init__(self, find: FindResource) -> None:
+        self._find = find
+
+    async def keys(self, members: Members) -> frozenset[str]:
         if members.relation == "in":
-            found = await self._value_set(members.target, restrict, 0)
+            found = await self._value_set(members.target, 0)
         else:
             system, _, code = members.target.partition("|")
-            concepts = await self._code_system(system, restrict)
+            concepts = await self._code_system(system)
             if concepts is None:
-                raise BadRequest(
-                    f"The code system {system!r} is not stored here, so :{members.relation} cannot be known"
-                )
+                raise BadRequest(f"The code system {system!r} is not stored here, so :{members.relation} cannot be known")
             found = {(system, c) for c in kin(concepts, code, members.relation)}
         return frozenset(token.key(system, code) for system, code in found)
 
-    async def _value_set(self, url: str, restrict: Restrict, depth: int) -> set[Coding]:
+    async def _value_set(self, url: str, depth: int) -> set[Coding]:
         if depth > DEEPEST:
             raise BadRequest(f"The value set {url!r} includes others more than {DEEPEST} deep")
-        resource = await self._resource("ValueSet", url, restrict)
+        resource = await self._find("ValueSet", url)
         if resource is None:
             defined = codings(url.partition("|")[0])
             if defined is None:
@@ -63,21 +87,21 @@ class StoredTerminology:
             return set(_expanded(resource.get("expansion", {}).get("contains", ())))
         found: set[Coding] = set()
         for include in resource["compose"].get("include", ()):
-            found |= await self._included(include, url, restrict, depth)
+            found |= await self._included(include, url, depth)
         for exclude in resource["compose"].get("exclude", ()):
-            found -= await self._included(exclude, url, restrict, depth)
+            found -= await self._included(exclude, url, depth)
         if len(found) > MOST_CODES:
             raise BadRequest(f"The value set {url!r} has {len(found)} codes; {MOST_CODES} are served at most")
         return found
 
-    async def _included(self, part: Mapping[str, Any], url: str, restrict: Restrict, depth: int) -> set[Coding]:
+    async def _included(self, part: Mapping[str, Any], url: str, depth: int) -> set[Coding]:
         found: set[Coding] | None = None
         system = part.get("system")
         if system:
             if part.get("concept"):
                 found = {(system, concept["code"]) for concept in part["concept"]}
             else:
-                concepts = await self._code_system(system, restrict)
+                concepts = await self._code_system(system)
                 if concepts is None:
                     raise BadRequest(f"The value set {url!r} takes codes from {system!r}, which is not stored here")
                 chosen = set(concepts)
@@ -85,29 +109,16 @@ class StoredTerminology:
                     chosen &= _filtered(concepts, filter, url)
                 found = {(system, code) for code in chosen}
         for other in part.get("valueSet", ()):
-            codes = await self._value_set(other, restrict, depth + 1)
+            codes = await self._value_set(other, depth + 1)
             found = codes if found is None else found & codes
         return found or set()
 
-    async def _code_system(self, system: str, restrict: Restrict) -> dict[str, str] | None:
+    async def _code_system(self, system: str) -> dict[str, str] | None:
         """Code → parent ("" at the top); None for a system that is not stored."""
-        resource = await self._resource("CodeSystem", system, restrict)
+        resource = await self._find("CodeSystem", system)
         if resource is None or resource.get("content") not in (None, "complete"):
             return None
         return dict(_concepts(resource.get("concept", ()), ""))
-
-    async def _resource(self, resource_type: str, url: str, restrict: Restrict) -> dict[str, Any] | None:
-        """The newest one with this canonical URL that may be seen."""
-        restriction = restrict(resource_type)
-        if restriction.nothing:
-            return None
-        bare, _, version = url.partition("|")
-        wanted: dict[str, Any] = {entry_path("url"): bare}
-        if version:
-            wanted[entry_path("version")] = "!" + version
-        narrowed = restricted(restriction, Compiler(resource_type, _no_steps))
-        found = await self._store.find(Find(resource_type, live(both([wanted, narrowed])), ((UPDATED, -1),), 1))
-        return load(found[0].raw) if found else None
 
 
 def kin(concepts: Mapping[str, str], code: str, relation: str) -> set[str]:
