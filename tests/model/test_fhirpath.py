@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fhir_server.errors import BadRequest
 from fhir_server.model.definitions import search_parameters, type_definition, type_names
 from fhir_server.model.fhirpath import Expression, FhirPathError, Host, ast, compile, parse
+from fhir_server.model.fhirpath.functions import FUNCTIONS
 from fhir_server.model.resource import load
 
 TABLE = yaml.safe_load((Path(__file__).parent / "fhirpath_cases.yaml").read_text())
@@ -238,7 +239,7 @@ def test_terminology_profiles_units_and_traces_come_from_the_host() -> None:
     host = Host(
         member_of=lambda coded, url: coded == "female" and url == "http://example.org/vs",
         conforms_to=lambda resource, url: resource["id"] == "p1",
-        canonical=lambda unit: None,
+        canonical=lambda value, unit: None,
         trace=lambda name, values: seen.append((name, values)),
     )
     assert compile("gender.memberOf('http://example.org/vs')")(PATIENT, host=host) == [True]
@@ -322,6 +323,49 @@ def test_expressions_of_any_size_are_answered(text: str) -> None:
         assert compile(text)(PATIENT) in ([3_001], [])
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "descendants().select(%resource.descendants()).select(%resource.descendants()).select(%resource.descendants()).count()",
+        "%many.aggregate($total.combine($total), 1).count()",
+        "%many.aggregate($total & $total, 'x').length()",
+        "name.repeat($this | %many.select($this & 'x')).select(%many).select(%many).select(%many).count()",
+    ],
+)
+def test_an_expression_that_grows_without_end_is_stopped(expression: str) -> None:
+    with pytest.raises(FhirPathError, match="more than"):
+        compile(expression)(
+            PATIENT, many=list(range(100)) if "repeat" not in expression else [str(n) for n in range(100)]
+        )
+
+
+def test_numbers_stay_in_64_bits() -> None:
+    def run(text: str) -> list[Any]:
+        return compile(text)(PATIENT, many=list(range(1, 100)))
+
+    assert run("%many.aggregate($total * $this, 1)") == []
+    assert run("2.power(62)") == [2**62]
+    assert run("2.power(63) | 3.power(1000000000) | 9223372036854775807 + 1") == []
+    assert run("(-1).power(999999999) | 1.power(999999998) | 0.power(0)") == [-1, 1]
+    assert run("'99999999999999999999'.toInteger()") == []
+    with pytest.raises(FhirPathError, match="digits"):
+        run("9" * 5_000)
+
+
+def test_an_expression_tells_the_variables_it_needs() -> None:
+    expression = compile("%previous.value > %`a b` and %resource.id = %ucum or iif(%x, {}, %y[%z]) is Patient")
+    assert expression.variables == {"previous", "a b", "x", "y", "z"}
+
+
+def test_temperatures_have_their_own_zero() -> None:
+    from fhir_server.terminology.units import canonical
+
+    host = Host(canonical=canonical)
+    assert compile("37 'Cel' = 310.15 'K'")(PATIENT, host=host) == [True]
+    assert compile("(98.6 '[degF]').toQuantity('Cel').value.round(3)")(PATIENT, host=host) == [37]
+    assert compile("37 'Cel' > 98 '[degF]'")(PATIENT, host=host) == [True]
+
+
 def test_compiling_is_cached() -> None:
     assert compile("Patient.id", "Patient") is compile("Patient.id", "Patient")
     assert isinstance(compile("Patient.id", "Patient"), Expression)
@@ -372,6 +416,37 @@ def test_an_expression_written_reads_back_as_itself(node: ast.Node) -> None:
 def test_any_text_gives_a_result_or_a_failure_of_its_own(text: str) -> None:
     try:
         found = compile(text)(PATIENT)
+    except FhirPathError:
+        return
+    assert isinstance(found, list)
+
+
+targets = st.sampled_from([
+    "{}", "true", "'abc'", "''", "-1", "0", "99999999999", "1.5", "0.0", "4 'mg'", "3 days", "@2024", "@2024-05-01T10:00:00Z",
+    "@T10:30", "name", "name.given", "birthDate", "gender", "active", "extension.value", "(1 | 2)", "%resource", "$this", "meta",
+    "managingOrganization", "'('", "'1 week'", "name.use", "contained", "$index", "$total", "Patient",
+])  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(targets, st.sampled_from(sorted(FUNCTIONS)), st.lists(targets, max_size=2))
+def test_any_function_on_anything_gives_a_result_or_a_failure_of_its_own(
+    target: str, name: str, given: list[str]
+) -> None:
+    try:
+        found = compile(f"{target}.{name}({', '.join(given)})", "Patient")(PATIENT)
+    except FhirPathError:
+        return
+    assert isinstance(found, list)
+
+
+@settings(max_examples=400, deadline=None)
+@given(targets, st.sampled_from(sorted(ast.PRECEDENCE)), targets)
+def test_any_operator_between_anything_gives_a_result_or_a_failure_of_its_own(
+    left: str, operator: str, right: str
+) -> None:
+    try:
+        found = compile(f"{left} {operator} {right}", "Patient")(PATIENT)
     except FhirPathError:
         return
     assert isinstance(found, list)

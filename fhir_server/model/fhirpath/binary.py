@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fhir_server.model.fhirpath.compiled import NOWHERE, Compiled, Truth, decided
 from fhir_server.model.fhirpath.equality import distinct, equal, equivalent
-from fhir_server.model.fhirpath.operators import ORDER, arithmetic, compare
+from fhir_server.model.fhirpath.operators import ORDER, arithmetic, compare, joined
 from fhir_server.model.fhirpath.values import (
     STRING,
     TEMPORAL_TYPES,
@@ -159,6 +159,6 @@ def _concatenation(left: Compiled, right: Compiled) -> Compiled:
 
     def collect(frame: Frame) -> Items:
         first = text(one(frame), "The left side of &") or ""
-        return [system(first + (text(other(frame), "The right side of &") or ""))]
+        return [system(joined(first, text(other(frame), "The right side of &") or ""))]
 
     return Compiled(collect, frozenset({STRING}))

@@ -267,6 +267,11 @@ def _resolves_to(references: Callable[[Frame], Items], test: Callable[[str], boo
     return decide
 
 
+def is_constant(name: str) -> bool:
+    """Whether `%name` means the same in every expression, or the resource it runs on."""
+    return name in _CONSTANTS or name in ("context", "resource", "rootResource") or name.startswith(tuple(_PREFIXES))
+
+
 def _external(name: str) -> Compiled:
     if name == "context":
         return Compiled(lambda frame: frame.run.context)

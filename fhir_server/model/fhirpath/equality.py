@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
-from fhir_server.model.fhirpath.quantities import Canonical, Quantity, same_dimension
+from fhir_server.model.fhirpath.quantities import Canonical, Quantity, in_unit, same_dimension
 from fhir_server.model.fhirpath.temporal import Temporal
 from fhir_server.model.fhirpath.values import Item, Items, native
 
@@ -102,11 +101,8 @@ def _equivalent_quantities(left: Quantity, right: Quantity, canonical: Canonical
     if values[0] == values[1]:
         return True
     # In the left unit, to the digits of the less exact of the two.
-    if left.value == 0 or right.value == 0:
-        return False
-    factor = values[0] / values[1] / (Fraction(left.value) / Fraction(right.value))
-    converted = right.value * Decimal(factor.denominator) / Decimal(factor.numerator)
-    return _rounded_equal(left.value, converted)
+    converted = in_unit(right, left, canonical)
+    return converted is not None and _rounded_equal(left.value, converted)
 
 
 def _rounded_equal(left: Decimal, right: Decimal) -> bool:

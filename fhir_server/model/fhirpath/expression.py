@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 from fhir_server.model.fhirpath import ast
 from fhir_server.model.fhirpath.compiled import Compiled
-from fhir_server.model.fhirpath.compiler import Compiler
+from fhir_server.model.fhirpath.compiler import Compiler, is_constant
 from fhir_server.model.fhirpath.failure import FhirPathError
 from fhir_server.model.fhirpath.parser import parse
 from fhir_server.model.fhirpath.steps import DYNAMIC
@@ -20,13 +21,14 @@ _JSON = (dict, str, int, bool, Decimal)
 class Expression:
     """Runs on any resource, or on any element if `root_type` says what it is. Made by `compile`; has no state."""
 
-    __slots__ = ("_collect", "_condition", "path", "root_type", "text", "types")
+    __slots__ = ("_collect", "_condition", "path", "root_type", "text", "types", "variables")
 
     def __init__(self, text: str, root_type: str | None, node: ast.Node, part: Compiled) -> None:
         self.text = text
         self.root_type = root_type
         self.types = part.types  # what the results may be; None when only the data can tell
         self.path = _path(node, root_type)  # ("code", "coding") for a path of names alone, else None
+        self.variables = frozenset(_variables(node))  # %names it asks its caller for
         self._collect = part.collect
         self._condition = part.condition
 
@@ -94,6 +96,18 @@ def compile(text: str, root_type: str | None = None, *, strict: bool = False) ->
 
 def _container(value: Any) -> Items:
     return [(value, value["resourceType"], None)] if type(value) is dict and "resourceType" in value else []
+
+
+def _variables(node: Any) -> Iterator[str]:
+    if isinstance(node, ast.External):
+        if not is_constant(node.name):
+            yield node.name
+    elif isinstance(node, ast.Node):
+        for name in node.__slots__:
+            yield from _variables(getattr(node, name))
+    elif isinstance(node, tuple):
+        for part in node:
+            yield from _variables(part)
 
 
 def _path(node: ast.Node, root_type: str | None) -> tuple[str, ...] | None:

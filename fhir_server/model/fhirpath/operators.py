@@ -12,8 +12,9 @@ from fhir_server.model.fhirpath.equality import quantity, temporals
 from fhir_server.model.fhirpath.failure import FhirPathError
 from fhir_server.model.fhirpath.quantities import TIME_UNITS, Canonical, Quantity, multiply, same_dimension
 from fhir_server.model.fhirpath.temporal import Temporal
-from fhir_server.model.fhirpath.values import NOTHING, Items, native, shown, single, system
+from fhir_server.model.fhirpath.values import MAX_INTEGER, NOTHING, Items, native, shown, single, system
 
+MAX_LENGTH: Final = 10_000_000  # characters of a text that is put together
 ORDER: Final[dict[str, Callable[[int], bool]]] = {
     "<": lambda order: order < 0,
     "<=": lambda order: order <= 0,
@@ -55,13 +56,22 @@ def arithmetic(symbol: str, left: Items, right: Items) -> Items:
     if isinstance(a, Temporal) and symbol in ("+", "-"):
         return [system(later(a, b, -1 if symbol == "-" else 1))]
     if isinstance(a, str) and isinstance(b, str) and symbol == "+":
-        return [system(a + b)]
+        return [system(joined(a, b))]
     if isinstance(a, Quantity) or isinstance(b, Quantity):
         return _of_quantities(symbol, a, b, f"{shown(one)} {symbol} {shown(other)}")
     if _is_number(a) and _is_number(b):
         result = _of_numbers(symbol, a, b)
-        return NOTHING if result is None else [system(result)]
+        if result is None or (type(result) is int and abs(result) > MAX_INTEGER):
+            return NOTHING
+        return [system(result)]
     raise FhirPathError(f"{shown(one)} {symbol} {shown(other)} is not possible")
+
+
+def joined(one: str, other: str) -> str:
+    """Raises FhirPathError when the text becomes too long."""
+    if len(one) + len(other) > MAX_LENGTH:
+        raise FhirPathError(f"A text of more than {MAX_LENGTH} characters")
+    return one + other
 
 
 def later(start: Temporal, amount: Any, sign: int) -> Temporal:

@@ -11,6 +11,7 @@ from fhir_server.model.fhirpath.tokens import Token, tokens
 
 MAX_DEPTH: Final = 100  # brackets within brackets; Python's own stack ends near 1,000 calls
 MAX_LENGTH: Final = 20_000  # the longest expression of R4 has under 2,000 characters
+MAX_DIGITS: Final = 40
 _SPECIALS: Final = ("this", "index", "total")
 
 
@@ -128,6 +129,8 @@ class _Parser:
 
     def _number(self) -> ast.Node:
         token = self._take()
+        if len(token.text) > MAX_DIGITS:
+            raise FhirPathError(f"A number of more than {MAX_DIGITS} digits", token.position, self._text)
         value: int | Decimal = Decimal(token.text) if "." in token.text else int(token.text)
         unit = self._next
         if unit.kind == "string":

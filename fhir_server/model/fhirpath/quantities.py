@@ -1,20 +1,20 @@
 """Amounts with a unit: comparing and calculating. https://hl7.org/fhirpath/N1/#quantity
 
-Units are understood through a function from UCUM code to (factor, dimension); the one here knows the metric prefixes of
-grams, metres, litres, moles, seconds and the fixed units of time, enough for an expression without a terminology.
+Units are understood through a function from (value, UCUM code) to (value in base units, base units); the one here knows
+the metric prefixes of grams, metres, litres, moles, seconds and the fixed units of time, enough without a terminology.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final
 
 UCUM: Final = "http://unitsofmeasure.org"
-Canonical = Callable[[str], tuple[Fraction, str] | None]  # None: not a unit it knows
+Canonical = Callable[[Decimal, str], tuple[Fraction, str] | None]  # None: not a unit it knows
 
 TIME_UNITS: Final = {"wk": "week", "d": "day", "h": "hour", "min": "minute", "s": "second", "ms": "millisecond"}
 _CALENDAR: Final = {name: code for code, name in TIME_UNITS.items()} | {"year": "a", "month": "mo"}
@@ -54,8 +54,7 @@ class Quantity:
             return None
         if self.calendar and self.unit in ("year", "month"):
             return Fraction(self.value) * (12 if self.unit == "year" else 1), "calendar"
-        found = canonical(_CALENDAR[self.unit] if self.calendar else self.unit)
-        return None if found is None else (Fraction(self.value) * found[0], found[1])
+        return canonical(self.value, _CALENDAR[self.unit] if self.calendar else self.unit)
 
 
 def of_fhir(value: dict[str, Any]) -> Quantity | None:
@@ -78,17 +77,33 @@ def same_dimension(one: Quantity, other: Quantity, canonical: Canonical) -> tupl
     return left[0], right[0]
 
 
+def in_unit(amount: Quantity, unit: Quantity, canonical: Canonical) -> Decimal | None:
+    """The value of `amount` in the unit of `unit`; a temperature's zero is taken into account."""
+    values = same_dimension(amount, replace(unit, value=Decimal(0)), canonical)
+    one = same_dimension(amount, replace(unit, value=Decimal(1)), canonical)
+    if values is None or one is None or one[1] == values[1]:
+        return None
+    found = (values[0] - values[1]) / (one[1] - values[1])
+    return Decimal(found.numerator) / Decimal(found.denominator)
+
+
+def canonical(value: Decimal, unit: str) -> tuple[Fraction, str] | None:
+    """(value in base units, dimension). Products and quotients of the units named above."""
+    known = _unit(unit)
+    return None if known is None else (Fraction(value) * known[0], known[1])
+
+
 @lru_cache(maxsize=512)
-def canonical(unit: str) -> tuple[Fraction, str] | None:
-    """UCUM code → (factor to the base unit, dimension). Products and quotients of the units named above."""
+def _unit(unit: str) -> tuple[Fraction, str] | None:
     factor, powers = Fraction(1), dict[str, int]()
     for index, group in enumerate(unit.split("/")):
         for part in group.split("."):
             symbol = part.rstrip("0123456789") or part
-            exponent = int(part[len(symbol) :] or 1) * (1 if index == 0 else -1)
+            power_text = part[len(symbol) :] or "1"
             found = _simple(symbol)
-            if found is None:
+            if found is None or len(power_text) > 1:
                 return None
+            exponent = int(power_text) * (1 if index == 0 else -1)
             factor *= found[0] ** exponent
             for dimension, power in found[1].items():
                 powers[dimension] = powers.get(dimension, 0) + power * exponent

@@ -30,6 +30,9 @@ DECIMAL: Final = "System.Decimal"
 QUANTITY: Final = "System.Quantity"
 TYPE_INFO: Final = "System.TypeInfo"  # what type() gives: namespace and name
 
+MAX_STEPS: Final = 2_000_000  # about a second
+MAX_INTEGER: Final = 2**63 - 1
+
 TRUE: Final[Items] = [(True, BOOLEAN, None)]
 FALSE: Final[Items] = [(False, BOOLEAN, None)]
 NOTHING: Final[Items] = []
@@ -49,7 +52,7 @@ class Host:
     member_of: Callable[[Any, str], bool | None] | None = None  # (code, Coding or CodeableConcept; value set URL)
     conforms_to: Callable[[Any, str], bool | None] | None = None  # (resource or element; profile URL)
     html_checks: Callable[[str], bool] | None = None  # the XHTML of a narrative
-    canonical: Canonical = canonical  # UCUM code → (factor, dimension)
+    canonical: Canonical = canonical  # (value, UCUM code) → (value in base units, base units)
     trace: Callable[[str, list[Any]], None] | None = None
 
 
@@ -59,7 +62,7 @@ DEFAULT_HOST: Final = Host()
 class Run:
     """One evaluation: what stays the same in all its parts."""
 
-    __slots__ = ("_now", "context", "host", "resource", "root", "variables")
+    __slots__ = ("_left", "_now", "context", "host", "resource", "root", "variables")
 
     def __init__(self, context: Items, resource: Items, root: Items, host: Host, variables: Mapping[str, Any]) -> None:
         self.context = context  # %context
@@ -68,6 +71,13 @@ class Run:
         self.host = host
         self.variables = variables
         self._now: datetime | None = None
+        self._left = MAX_STEPS
+
+    def spend(self, steps: int) -> None:
+        """Counts items visited or made. Raises FhirPathError when an expression goes over a resource again and again."""
+        self._left -= steps
+        if self._left < 0:
+            raise FhirPathError(f"The expression takes more than {MAX_STEPS} steps on these data")
 
     @property
     def now(self) -> datetime:

@@ -9,7 +9,6 @@ from fhir_server.model.fhirpath.functions.table import SAME, Table
 from fhir_server.model.fhirpath.values import INTEGER, NOTHING, Frame, Items, Run, integer
 
 COLLECTIONS = Table()
-MAX_REPEATED = 100_000  # items of one repeat(); a wrong projection would never end
 
 
 @COLLECTIONS.compiled("empty")
@@ -27,7 +26,9 @@ def exists(call: Invocation) -> Compiled:
 
     def decide(frame: Frame) -> bool:
         inner = Frame(NOTHING, frame.run)
-        for index, entry in enumerate(source(frame)):
+        found = source(frame)
+        frame.run.spend(len(found))
+        for index, entry in enumerate(found):
             inner.this, inner.index = [entry], index
             if criterion(inner) is True:
                 return True
@@ -42,7 +43,9 @@ def all_(call: Invocation) -> Compiled:
 
     def decide(frame: Frame) -> bool:
         inner = Frame(NOTHING, frame.run)
-        for index, entry in enumerate(source(frame)):
+        found = source(frame)
+        frame.run.spend(len(found))
+        for index, entry in enumerate(found):
             inner.this, inner.index = [entry], index
             if criterion(inner) is not True:
                 return False
@@ -59,6 +62,7 @@ def where(call: Invocation) -> Compiled:
         found = source(frame)
         if not found:
             return NOTHING
+        frame.run.spend(len(found))
         inner = Frame(NOTHING, frame.run)
         out: Items = []
         for index, entry in enumerate(found):
@@ -80,7 +84,9 @@ def select(call: Invocation) -> Compiled:
         out: Items = []
         for index, entry in enumerate(source(frame)):
             inner.this, inner.index = [entry], index
-            out.extend(projection(inner))
+            made = projection(inner)
+            frame.run.spend(len(made) + 1)
+            out.extend(made)
         return out
 
     return Compiled(collect, part.types)
@@ -104,10 +110,9 @@ def repeat(call: Invocation) -> Compiled:
                 if key in seen:
                     continue
                 seen.add(key)
+                frame.run.spend(1)
                 out.append(found)
                 queue.append(found)
-                if len(out) > MAX_REPEATED:
-                    raise FhirPathError(f"repeat() found more than {MAX_REPEATED} items")
         return out
 
     return Compiled(collect)
@@ -124,6 +129,7 @@ def aggregate(call: Invocation) -> Compiled:
         for index, entry in enumerate(source(frame)):
             inner.this, inner.index = [entry], index
             inner.total = step(inner)
+            frame.run.spend(len(inner.total) + 1)
         return inner.total
 
     return Compiled(collect)
@@ -199,7 +205,13 @@ def union(call: Invocation) -> Compiled:
 @COLLECTIONS.compiled("combine", 1)
 def combine(call: Invocation) -> Compiled:
     source, other = call.target.collect, call.required(0).collect
-    return Compiled(lambda frame: [*source(frame), *other(frame)])
+
+    def collect(frame: Frame) -> Items:
+        found = [*source(frame), *other(frame)]
+        frame.run.spend(len(found))
+        return found
+
+    return Compiled(collect)
 
 
 @COLLECTIONS.decision("subsetOf")

@@ -11,7 +11,7 @@ from fhir_server.model.dates import DateError
 from fhir_server.model.fhirpath.ast import CALENDAR_UNITS
 from fhir_server.model.fhirpath.failure import FhirPathError
 from fhir_server.model.fhirpath.functions.table import Table
-from fhir_server.model.fhirpath.quantities import Quantity, same_dimension
+from fhir_server.model.fhirpath.quantities import Quantity, in_unit, same_dimension
 from fhir_server.model.fhirpath.temporal import Temporal
 from fhir_server.model.fhirpath.values import (
     BOOLEAN,
@@ -31,7 +31,7 @@ from fhir_server.model.fhirpath.values import (
 CONVERSION = Table()
 _TRUE: Final = {"true", "t", "yes", "y", "1", "1.0"}
 _FALSE: Final = {"false", "f", "no", "n", "0", "0.0"}
-_INTEGER: Final = re.compile(r"[+-]?\d+", re.ASCII)
+_INTEGER: Final = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _DECIMAL: Final = re.compile(r"[+-]?\d+(?:\.\d+)?", re.ASCII)
 _QUANTITY: Final = re.compile(r"(?P<value>[+-]?\d+(?:\.\d+)?)\s*(?:'(?P<unit>[^']+)'|(?P<time>[a-zA-Z]+))?", re.ASCII)
 
@@ -152,11 +152,8 @@ def _in_unit(found: Items, run: Run, unit: Items | None, name: str) -> Quantity 
     if amount is None or wanted is None:
         return amount
     one = Quantity(Decimal(1), CALENDAR_UNITS.get(wanted, wanted), wanted in CALENDAR_UNITS)
-    values = same_dimension(amount, one, run.host.canonical)
-    if values is None or values[1] == 0:
-        return None
-    ratio = values[0] / values[1]
-    return Quantity(Decimal(ratio.numerator) / Decimal(ratio.denominator), one.unit, one.calendar)
+    value = in_unit(amount, one, run.host.canonical)
+    return None if value is None else Quantity(value, one.unit, one.calendar)
 
 
 def comparable(one: Any, other: Any, run: Run) -> bool:

@@ -13,7 +13,19 @@ from fhir_server.model.fhirpath.failure import FhirPathError
 from fhir_server.model.fhirpath.functions.table import SAME, Table
 from fhir_server.model.fhirpath.operators import arithmetic, order_of
 from fhir_server.model.fhirpath.quantities import Quantity
-from fhir_server.model.fhirpath.values import NOTHING, Frame, Item, Items, Run, integer, native, shown, single, system
+from fhir_server.model.fhirpath.values import (
+    MAX_INTEGER,
+    NOTHING,
+    Frame,
+    Item,
+    Items,
+    Run,
+    integer,
+    native,
+    shown,
+    single,
+    system,
+)
 
 MATHEMATICS = Table()
 Number = int | Decimal
@@ -27,6 +39,14 @@ def _number(found: Items, what: str) -> Any:
     value = native(entry)
     if isinstance(value, bool) or not isinstance(value, int | Decimal | Quantity):
         raise FhirPathError(f"{what} must be a number, not {shown(entry)}")
+    return value
+
+
+def _plain(found: Items, name: str, what: str = "input") -> Any:
+    """int or Decimal."""
+    value = _number(found, f"The {what} of {name}()")
+    if isinstance(value, Quantity):
+        raise FhirPathError(f"{name}() takes a number without a unit")
     return value
 
 
@@ -45,9 +65,7 @@ def _result(value: Any, calculate: Callable[[Decimal], Any]) -> Items:
 def _function(name: str, calculate: Callable[[Decimal], Any], *, quantities: bool = False) -> None:
     @MATHEMATICS.eager(name)
     def applied(found: Items, run: Run) -> Items:
-        value = _number(found, f"The input of {name}()")
-        if isinstance(value, Quantity) and not quantities:
-            raise FhirPathError(f"{name}() takes a number without a unit")
+        value = _number(found, f"The input of {name}()") if quantities else _plain(found, name)
         return NOTHING if value is None else _result(value, calculate)
 
 
@@ -60,13 +78,13 @@ _function("sqrt", lambda x: x.sqrt())
 
 @MATHEMATICS.eager("ln")
 def ln(found: Items, run: Run) -> Items:
-    value = _number(found, "The input of ln()")
+    value = _plain(found, "ln")
     return NOTHING if value is None or value <= 0 else _result(value, lambda x: x.ln())
 
 
 @MATHEMATICS.eager("log")
 def log(found: Items, run: Run, base: Items) -> Items:
-    value, base_value = _number(found, "The input of log()"), _number(base, "The base of log()")
+    value, base_value = _plain(found, "log"), _plain(base, "log", "base")
     if value is None or base_value is None or value <= 0 or base_value <= 0 or base_value == 1:
         return NOTHING
     # 28 digits of a quotient of logarithms are not exact: log(8, 2) is 3, not 2.999…
@@ -82,12 +100,15 @@ def abs_(found: Items, run: Run) -> Items:
 
 
 @MATHEMATICS.eager("power")
-def power(found: Items, run: Run, exponent: Items) -> Items:
-    value, by = _number(found, "The input of power()"), _number(exponent, "The exponent of power()")
+def power_(found: Items, run: Run, exponent: Items) -> Items:
+    value, by = _plain(found, "power"), _plain(exponent, "power", "exponent")
     if value is None or by is None:
         return NOTHING
-    if isinstance(value, int) and isinstance(by, int) and 0 <= by <= 1_000:
-        return [system(value**by)] if abs(value) < 10**30 else NOTHING
+    if isinstance(value, int) and isinstance(by, int) and by >= 0:
+        if abs(value) > 1 and by >= MAX_INTEGER.bit_length():
+            return NOTHING
+        power = pow(value, by) if abs(value) > 1 or by < 2 else value ** (2 - by % 2)
+        return [system(power)] if abs(power) <= MAX_INTEGER else NOTHING
     return _result(value, lambda x: x ** Decimal(by))
 
 

@@ -47,7 +47,9 @@ def iif(call: Invocation) -> Compiled:
 
 @UTILITY.eager("children")
 def children_(found: Items, run: Run) -> Items:
-    return [child for entry in found for child in children(entry)]
+    out = [child for entry in found for child in children(entry)]
+    run.spend(len(out))
+    return out
 
 
 @UTILITY.eager("descendants")
@@ -56,6 +58,7 @@ def descendants(found: Items, run: Run) -> Items:
     level = found
     while level:
         level = [child for entry in level for child in children(entry)]
+        run.spend(len(level))
         out.extend(level)
     return out
 
