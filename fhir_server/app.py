@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from fhir_server.auth.audit import Audit
 from fhir_server.auth.authority import Authority, build
 from fhir_server.auth.policy import Policy
 from fhir_server.errors import FhirError
@@ -28,6 +29,7 @@ from fhir_server.interactions.search import Records, open_search
 from fhir_server.operations import OPERATIONS
 from fhir_server.search.registry import Registry
 from fhir_server.settings import Settings
+from fhir_server.store.audit import AuditLog
 from fhir_server.store.credentials import Credentials
 from fhir_server.store.embedded import EmbeddedMongo
 from fhir_server.store.mongo import MongoStore
@@ -120,7 +122,16 @@ class Application:
         await authority.open()
         self._pages.state.authority = authority
         server.committed.append(authority.committed)
+        server.rooms["authority"] = authority
         server.rooms["security"] = security(authority)
+        if settings.audit:
+            folder = settings.data_dir / "audit"
+            log = AuditLog(store.database, store.ensure_indexes)
+            days = settings.audit_days
+            audit = Audit(log, server.registry, folder, authority.secret, days=days, now=authority.now)
+            await audit.open()
+            server.rooms["audit"] = audit
+            server.closing.append(audit.close)
         return authority
 
     def _wrapped(self, app: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fhir_server.auth.authorization import Authorizations
 from fhir_server.auth.clients import Clients
@@ -41,6 +41,7 @@ class Authority:
     rate: RateLimit
     token_rate: RateLimit
     records: Records | None
+    secret: bytes = field(repr=False)  # encrypts the signing keys, and seals the audit
     now: Callable[[], float]
 
     @property
@@ -73,7 +74,8 @@ def build(
     base = base.rstrip("/")
     passwords = passwords or Passwords()
     longest = max(settings.token_seconds, settings.backend_token_seconds)
-    keys = Keys(credentials, _secret(settings), now=now, longest_token=longest)
+    secret = secret_of(settings)
+    keys = Keys(credentials, secret, now=now, longest_token=longest)
     reach = Reach(records, Denials(store, now=now) if store is not None else None, now=now)
     remote_keys = RemoteKeys(now=now, internal_allowed=settings.jwks_internal)
     other = None
@@ -126,11 +128,12 @@ def build(
         rate=RateLimit(settings.rate_limit),
         token_rate=RateLimit(20),
         records=records,
+        secret=secret,
         now=now,
     )
 
 
-def _secret(settings: Settings) -> bytes:
+def secret_of(settings: Settings) -> bytes:
     if not settings.auth_key:
         return key_file(settings.data_dir)
     try:

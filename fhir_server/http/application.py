@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from fhir_server.auth.audit import Audit
 from fhir_server.auth.policy import Principal
-from fhir_server.errors import BadRequest, TooLarge, UnsupportedMediaType
+from fhir_server.errors import BadRequest, FhirError, TooLarge, UnsupportedMediaType
 from fhir_server.http import failures, wire
+from fhir_server.http.audited import accesses
 from fhir_server.http.middleware import Receive, Scope, Send
 from fhir_server.http.routes import dispatch, shape
 from fhir_server.interactions.call import Call, parse_query
@@ -20,6 +22,7 @@ from fhir_server.interactions.patch_document import JSON_PATCH
 Authenticate = Callable[[Scope], Awaitable[Principal]]
 
 PLAIN = wire.Wish()
+NO_CALL = Call("", ("metadata",))  # a request that was not understood names nothing to be audited
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -46,6 +49,7 @@ class FhirApplication:
         self._base_path = server.settings.base_path
         self._public = server.settings.public_url.rstrip("/")
         self._most = server.settings.max_body_mb * 1024 * 1024
+        self._audit: Audit | None = server.rooms.get("audit")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {HEARD[name]: value.decode("latin-1") for name, value in scope["headers"] if name in HEARD}
@@ -53,6 +57,8 @@ class FhirApplication:
         request_id = scope.get("request_id", "")
         base = self._public or self._base(scope, headers)
         wanted = PLAIN
+        call = NO_CALL
+        principal = Principal.nobody()
         try:
             path = scope["path"][len(self._base_path) :] if scope["path"].startswith(self._base_path) else scope["path"]
             query = parse_query(scope["query_string"].decode("ascii", "strict")) if scope["query_string"] else []
@@ -76,6 +82,11 @@ class FhirApplication:
         except Exception as error:
             answer = failures.answer(error, request_id)
             status, fields, body = wire.render(answer, PLAIN, base, method)
+        if self._audit is not None:
+            try:
+                self._audit.record(*accesses(scope, call, answer, principal, request_id))
+            except FhirError as error:
+                status, fields, body = wire.render(failures.answer(error, request_id), PLAIN, base, method)
         if status not in (204, 304):
             fields.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": fields})

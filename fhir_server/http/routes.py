@@ -31,7 +31,8 @@ async def do_bundle(server: Server, context: Context, call: Call) -> Answer:
         parts.append(_response_entry(answer, context.base, returning))
         if number % 500 == 499:
             await asyncio.sleep(0)
-    return Answer(200, body=head[:-1] + (b',"entry":[' + b",".join(parts) + b"]}" if parts else b"}"))
+    body = head[:-1] + (b',"entry":[' + b",".join(parts) + b"]}" if parts else b"}")
+    return Answer(200, body=body, parts=answers)
 
 
 def _response_entry(answer: Answer, base: str, returning: str) -> bytes:

@@ -48,6 +48,7 @@ class Answer:
     location: str = ""  # relative to the base: "Patient/1/_history/2"
     headers: dict[str, str] = field(default_factory=dict)
     wrote: bool = False  # Prefer: return=… applies
+    parts: Sequence[Answer] = ()  # of a bundle, entry by entry; for the audit
 
 
 def check_id(id: str) -> str:

@@ -27,13 +27,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from fhir_server.app import build_server, mounted
 from fhir_server.auth.authority import Authority, build
 from fhir_server.auth.grants import challenge_of
 from fhir_server.auth.passwords import Passwords
 from fhir_server.errors import FhirError
 from fhir_server.http.smart import Bearer, Headers, routes
 from fhir_server.settings import Settings
-from fhir_server.store.credentials import Client, Credentials, User
+from fhir_server.store.credentials import Client, Credentials, Grant, User
 
 PASSWORD = "correct horse battery staple"
 REDIRECT = "https://app.example.org/callback"
@@ -370,3 +371,69 @@ def assertion(
 
 async def who(http: httpx.AsyncClient, site: Site, token: str, **headers: str) -> httpx.Response:
     return await http.get(site.url + "/whoami", headers={"Authorization": f"Bearer {token}", **headers})
+
+
+@dataclass
+class Secured:
+    """The whole application with authorization, on a database of its own; `token` makes tokens without the login pages."""
+
+    app: Any
+    authority: Authority
+    server: Any
+    http: httpx.AsyncClient
+
+    async def token(self, scope: str, *, user: str = "", patient: str = "", client: str = "app") -> dict[str, str]:
+        """Headers for a user's token, or without user for a backend service's."""
+        registered = await self.authority.credentials.client(client)
+        assert registered is not None
+        grant = None
+        if user:
+            known = await self.authority.credentials.user(user)
+            assert known is not None
+            now = int(self.authority.now())
+            grant = Grant(id=secrets.token_hex(8), client_id=client, subject=user, scopes=tuple(scope.split()),
+                          patient=patient or None, fhir_user=known.fhir_user, expires=now + 3600)  # fmt: skip
+            await self.authority.credentials.put_grant(grant)
+        token = await self.authority.tokens.access_token(
+            subject=user or client, client=registered, scopes=scope.split(), grant=grant
+        )
+        return {"Authorization": f"Bearer {token}"}
+
+    async def user(self, name: str, role: str, fhir_user: str = "", reach: str = "self", clearance: str = "N") -> None:
+        await self.authority.credentials.put_user(
+            User(name=name, password_hash="", role=role, fhir_user=fhir_user, reach=reach, clearance=clearance),
+            replace=True,
+        )
+
+
+@asynccontextmanager
+async def secured_application(mongo_url: str, folder: Any, **changed: Any) -> AsyncIterator[Secured]:
+    settings = Settings(
+        data_dir=folder, database=f"secured{secrets.token_hex(4)}", automation=False, rate_limit=0,
+        public_url="http://test/fhir", **changed,
+    )  # fmt: skip
+    server = build_server(settings, mongo_url)
+    await server.store.open()
+    try:
+        async with mounted(server) as app:
+            authority: Authority = server.rooms["authority"]
+            await authority.credentials.put_client(
+                Client(id="app", name="App", kind="public", scopes=EVERY_SCOPE, redirect_uris=(REDIRECT,))
+            )
+            await authority.credentials.put_client(
+                Client(id="service", name="Service", kind="confidential-asymmetric", scopes=("system/*.cruds",))
+            )
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test/fhir/") as http:
+                yield Secured(app, authority, server, http)
+    finally:
+        await server.store.client.drop_database(settings.database)
+        await server.store.close()
+
+
+@pytest.fixture(scope="module")
+async def secured(
+    mongo_url: str, tmp_path_factory: pytest.TempPathFactory, anyio_backend: Any
+) -> AsyncIterator[Secured]:
+    async with secured_application(mongo_url, tmp_path_factory.mktemp("secured")) as secured:
+        yield secured

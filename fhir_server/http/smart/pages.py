@@ -199,7 +199,7 @@ async def _candidates(authority: Authority, user: User, query: str) -> list[Mapp
         return []
     patients = await authority.authorizations.patients(user)
     if patients is None:
-        parameters = [("name", query)] if query else []
+        parameters = [("active:not", "false"), *([("name", query)] if query else [])]
         found = await authority.records.find("Patient", *parameters, limit=SHOWN * 2)
     else:
         found = await authority.records.find("Patient", ("_id", ",".join(sorted(patients)[:500])))

@@ -1,0 +1,119 @@
+"""One access, as the journal keeps it, and as the AuditEvent it becomes.
+
+Shaped after IHE's Basic Audit Log Patterns: who, what, when, where, outcome, query. https://profiles.ihe.net/ITI/BALP/
+"""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from fhir_server.model.dates import instant
+
+_AUDIT = "http://terminology.hl7.org/CodeSystem/audit-event-type"
+_REST = "http://hl7.org/fhir/restful-interaction"
+_DCM = "http://dicom.nema.org/resources/ontology/DCM"
+_ENTITY = "http://terminology.hl7.org/CodeSystem/audit-entity-type"
+_ROLE = "http://terminology.hl7.org/CodeSystem/object-role"
+_REASON = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
+_PARTICIPATION = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
+_SOURCE = "http://terminology.hl7.org/CodeSystem/security-source-type"
+_BALP = "https://profiles.ihe.net/ITI/BALP/CodeSystem/BasicAuditEntityType"
+
+ACTIONS = {"c": "C", "r": "R", "v": "R", "h": "R", "u": "U", "p": "U", "d": "D"}
+LOGINS = {"login": ("110122", "Login"), "logout": ("110123", "Logout")}
+
+
+class Access(msgspec.Struct, array_like=True, frozen=True):
+    """What is written before the answer goes out. Append fields only at the end: old journals are still read."""
+
+    when: int  # ms since 1970
+    interaction: str  # restful-interaction code, `operation:$name`, login or logout
+    status: int  # HTTP
+    subject: str = ""
+    client: str = ""
+    user: str = ""  # FHIR reference
+    address: str = ""
+    request_id: str = ""
+    resource_type: str = ""
+    id: str = ""
+    version: int = 0
+    patients: tuple[str, ...] = ()
+    query: str = ""
+    purpose: str = ""  # break-glass
+    token_id: str = ""
+
+
+def audit_event(access: Access, id: str, updated: int) -> dict[str, Any]:
+    """The resource. `recorded` is when it happened, `meta.lastUpdated` (ms) when it was taken over from the journal."""
+    kind, _, name = access.interaction.partition(":")
+    login = LOGINS.get(kind)
+    event: dict[str, Any] = {
+        "resourceType": "AuditEvent",
+        "id": id,
+        "meta": {"versionId": "1", "lastUpdated": instant(updated)},
+        "type": {"system": _DCM, "code": "110114"} if login else {"system": _AUDIT, "code": "rest"},
+        "subtype": [
+            {"system": _DCM, "code": login[0], "display": login[1]} if login else {"system": _REST, "code": kind}
+        ],
+        "action": "E" if kind in ("search", "operation", *LOGINS) else ACTIONS.get(kind[:1], "E"),
+        "recorded": instant(datetime.fromtimestamp(access.when / 1000, UTC)),
+        "outcome": "0" if access.status < 400 else "4" if access.status < 500 else "8",
+    }
+    if name:
+        event["subtype"].append({"system": _REST, "code": "operation", "display": name})
+    if access.status >= 400:
+        event["outcomeDesc"] = f"HTTP {access.status}"
+    if access.purpose:
+        event["purposeOfEvent"] = [{"coding": [{"system": _REASON, "code": "BTG"}], "text": access.purpose}]
+    event["agent"] = _agents(access)
+    event["source"] = {"observer": {"display": "fhir-server"}, "type": [{"system": _SOURCE, "code": "4"}]}
+    if entities := _entities(access):
+        event["entity"] = entities
+    return event
+
+
+def _agents(access: Access) -> list[dict[str, Any]]:
+    network = {"network": {"address": access.address, "type": "2"}} if access.address else {}
+    policy = {"policy": [f"urn:jti:{access.token_id}"]} if access.token_id else {}
+    agents: list[dict[str, Any]] = []
+    if access.user or (access.subject and access.subject != access.client):
+        who: dict[str, Any] = {"reference": access.user} if access.user else {}
+        if access.subject:
+            who["identifier"] = {"value": access.subject}
+        kind = {"coding": [{"system": _PARTICIPATION, "code": "IRCP"}]}
+        agents.append({"type": kind, "who": who, "requestor": True, **policy})
+    if access.client or not agents:
+        who = {"identifier": {"value": access.client}} if access.client else {"display": "nobody"}
+        kind = {"coding": [{"system": _DCM, "code": "110153", "display": "Source Role ID"}]}
+        agents.append({"type": kind, "who": who, "requestor": not agents, **network})
+    elif network:
+        agents[0] |= network
+    destination = {"coding": [{"system": _DCM, "code": "110152", "display": "Destination Role ID"}]}
+    agents.append({"type": destination, "who": {"display": "fhir-server"}, "requestor": False})
+    return agents
+
+
+def _entities(access: Access) -> list[dict[str, Any]]:
+    entities: list[dict[str, Any]] = []
+    if access.resource_type and access.id:
+        version = f"/_history/{access.version}" if access.version else ""
+        what = {"reference": f"{access.resource_type}/{access.id}{version}"}
+        entities.append({"what": what, "type": _coding(_ENTITY, "2"), "role": _coding(_ROLE, "4")})
+    for patient in access.patients:
+        what = {"reference": f"Patient/{patient}"}
+        entities.append({"what": what, "type": _coding(_ENTITY, "1"), "role": _coding(_ROLE, "1")})
+    if access.query:
+        query = base64.b64encode(access.query.encode()).decode()
+        entities.append({"type": _coding(_ENTITY, "2"), "role": _coding(_ROLE, "24"), "query": query})
+    if access.request_id:
+        what_id = {"identifier": {"value": access.request_id}}
+        entities.append({"what": what_id, "type": _coding(_BALP, "XrequestId")})
+    return entities
+
+
+def _coding(system: str, code: str) -> dict[str, str]:
+    return {"system": system, "code": code}
