@@ -25,6 +25,9 @@ def _structure(resource: Resource, _mode: str) -> list[Issue]:
 CHECKS: Final[tuple[tuple[str, Checker], ...]] = (("structure", _structure),)
 
 
+MOST_ISSUES: Final = 1000  # in one answer; whoever sent a million of them reads no further
+
+
 class Validator:
     """What every write asks. Profiles are judged on request only: `validation.profile`."""
 
@@ -45,6 +48,10 @@ class Validator:
         issues: list[Issue] = []
         for _name, check in self.checks:
             issues += check(resource, mode)
+        if len(issues) > MOST_ISSUES:
+            more = len(issues) - MOST_ISSUES
+            issues.sort(key=lambda issue: not issue.is_error)  # no warning may push an error out
+            return [*issues[:MOST_ISSUES], Issue("information", "informational", f"And {more} issues more")]
         return issues
 
 

@@ -85,9 +85,13 @@ def _obs_6(node: Node, _scope: Scope) -> bool:
 def _obs_7(node: Node, scope: Scope) -> bool:
     if "component" not in node or not _chosen(node, "value"):
         return True
-    own: list[Node] = scope.resource.get("code", {}).get("coding", [])
+    own: dict[Any, list[Node]] = {}  # by code, so that long lists stay cheap
+    for coding in scope.resource.get("code", {}).get("coding", ()):
+        own.setdefault(coding.get("code"), []).append(coding)
     return not any(
-        coding in own for component in node["component"] for coding in component.get("code", {}).get("coding", ())
+        coding in own.get(coding.get("code"), ())
+        for component in node["component"]
+        for coding in component.get("code", {}).get("coding", ())
     )
 
 
@@ -221,6 +225,18 @@ def _path_like(pattern: str) -> Holds:
     return holds
 
 
+def _sdf_8(node: Node, scope: Scope) -> bool:
+    first, *rest = (element["path"] for element in node["element"])
+    right = scope.resource.get("kind") == "logical" or first == scope.resource.get("type")
+    return right and all(path.startswith(first + ".") for path in rest)
+
+
+def _sdf_8a(node: Node, scope: Scope) -> bool:
+    first, *rest = (element["path"] for element in node["element"])
+    right = scope.resource.get("kind") == "logical" or first.startswith(scope.resource.get("type", ""))
+    return right and all(path.startswith(first.partition(".")[0] + ".") for path in rest)
+
+
 NATIVE: Final[dict[str, Holds]] = {
     "age-1": _age_1,
     "ait-1": _ait_1,
@@ -259,6 +275,8 @@ NATIVE: Final[dict[str, Holds]] = {
     "que-7": _que_7,
     "rat-1": _rat_1,
     "rng-2": _rng_2,
+    "sdf-8": _sdf_8,
+    "sdf-8a": _sdf_8a,
     "sqty-1": lambda node, _scope: not _has(node, "comparator"),
     "tim-1": _needs("duration", "durationUnit"),
     "tim-2": _needs("period", "periodUnit"),

@@ -5,13 +5,15 @@ A checker is a function `(value, scope) → None | [Problem, …]`. A right reso
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from fhir_server.errors import Issue
 
 LONGEST_QUOTE = 80  # characters of the sender's value repeated in a message
+MOST_HINTS = 50  # guesses at misspelt names in one check
 
 
 class Problem(NamedTuple):
@@ -32,13 +34,29 @@ Problems = list[Problem]
 class Scope:
     """The resource around the value being checked. One for each resource that is not contained."""
 
-    __slots__ = ("bundled", "fragments", "resource", "root")
+    __slots__ = ("_contained", "_hints", "bundled", "resource", "root")
 
-    def __init__(self, root: dict[str, Any], *, bundled: bool = False) -> None:
+    def __init__(self, root: dict[str, Any], outer: Scope | None = None) -> None:
         self.root = root  # FHIRPath's %rootResource: the container, for what it contains
         self.resource = root  # %resource: the innermost resource
-        self.bundled = bundled  # inside a Bundle, where conditional references are still allowed
-        self.fragments: dict[str, list[tuple[str, ...]]] = {}  # "#id" → the target types each reference to it allows
+        self.bundled = outer is not None  # inside a Bundle, where conditional references are still allowed
+        self._hints: Iterator[int] = outer._hints if outer is not None else iter(range(MOST_HINTS))
+        self._contained: dict[str, str] | None = None
+
+    def hint(self, word: str, known: Iterable[str]) -> str:
+        """What the sender may have meant, for the first few; looking costs more than all the rest."""
+        near = difflib.get_close_matches(word, known, 1) if next(self._hints, None) is not None else []
+        return f"; did you mean '{near[0]}'?" if near else ""
+
+    @property
+    def contained(self) -> dict[str, str]:
+        """id → type of what the root contains."""
+        if self._contained is None:
+            inner = self.root.get("contained")
+            items = [item for item in inner if isinstance(item, dict)] if isinstance(inner, list) else []
+            pairs = ((item.get("id"), item.get("resourceType")) for item in items)
+            self._contained = {id: name for id, name in pairs if isinstance(id, str) and isinstance(name, str)}
+        return self._contained
 
 
 Check = Callable[[Any, Scope], Problems | None]

@@ -49,7 +49,7 @@ def _other(text: str, scope: Scope) -> tuple[str | None, tuple[str, str] | None]
     if text.startswith("#"):
         if text == "#":
             return scope.root.get("resourceType"), None
-        found = contained(scope.root).get(text[1:])
+        found = scope.contained.get(text[1:])
         if found is None:
             return None, ("invariant", f"{quote(text)} names nothing in 'contained' (ref-1)")
         return found, None
@@ -90,18 +90,6 @@ def _declared(named: str, found: str | None, targets: tuple[str, ...]) -> Proble
 
 def _either(targets: tuple[str, ...]) -> str:
     return targets[0] if len(targets) == 1 else f"{', '.join(targets[:-1])} or {targets[-1]}"
-
-
-def contained(resource: dict[str, Any]) -> dict[str, str]:
-    """id → type of the contained resources."""
-    inner = resource.get("contained")
-    if not isinstance(inner, list):
-        return {}
-    return {
-        item["id"]: item["resourceType"]
-        for item in inner
-        if isinstance(item, dict) and isinstance(item.get("id"), str) and isinstance(item.get("resourceType"), str)
-    }
 
 
 def unreferenced(resource: dict[str, Any]) -> Problems:

@@ -6,7 +6,6 @@ and no list; whatever is unusual (`_siblings`, a missing key, two types of one c
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -28,8 +27,7 @@ def resource(value: Any, scope: Scope) -> Problems | None:
     if type(name) is not str or name not in RESOURCE_TYPES:
         if name is None:
             return [Problem("", "required", "'resourceType' is missing")]
-        near = difflib.get_close_matches(str(name), RESOURCE_TYPES, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = scope.hint(str(name), RESOURCE_TYPES)
         return [Problem(".resourceType", "value", f"{quote(name)} is no resource type of R4{hint}")]
     found = checker(name)(value, scope)
     if "contained" in value and value is scope.root:
@@ -77,7 +75,10 @@ def _compile(definition: TypeDefinition, *, element: bool) -> Check:
             if found is not None:
                 if "_" + key in value:
                     found = [p for p in found if p.text is not _NULL]
-                problems = found if problems is None else problems + found
+                if problems is None:
+                    problems = found
+                else:
+                    problems.extend(found)
         if not odd and required and not complete(value):
             odd = True
         if choices and not odd:
@@ -180,7 +181,7 @@ def _many_primitives(step: str, element: Element, accepts: Accepts, why: Callabl
         for index, item in enumerate(value):
             if not accepts(item):
                 problem = Problem("", "structure", _NULL) if item is None else why(item)
-                problems += below(f"{step}[{index}]", [problem])
+                problems.append(problem._replace(path=f"{step}[{index}]"))
         return problems + _too_many(step, element, value) if problems or element.max else None
 
     return rule
@@ -205,7 +206,8 @@ def _many(step: str, element: Element, one: Check) -> Check:
         for item in value:
             found = one(item, scope)
             if found is not None:
-                problems = (problems or []) + below(f"{step}[{index}]", found)
+                problems = problems if problems is not None else []
+                problems.extend(below(f"{step}[{index}]", found))
             index += 1
         if largest is not None and index > largest:
             problems = (problems or []) + _too_many(step, element, value)
@@ -289,7 +291,7 @@ def _contained(value: Any, scope: Scope) -> Problems | None:
 
 def _entry(value: Any, scope: Scope) -> Problems | None:
     """A whole resource inside a Bundle or Parameters: its own root."""
-    inner = Scope(value, bundled=True) if isinstance(value, dict) else scope
+    inner = Scope(value, scope) if isinstance(value, dict) else scope
     return resource(value, inner)
 
 
@@ -305,7 +307,7 @@ def _odd(definition: TypeDefinition, rules: dict[str, Check], value: dict[str, A
         if element is not None and element.type in ACCEPTS:
             problems += _siblings(element, value, scope)
         else:
-            problems.append(Problem("." + key, "structure", _unknown(definition, key)))
+            problems.append(Problem("." + key, "structure", _unknown(definition, key, scope)))
     present: dict[str, set[str]] = {}
     for element in definition.elements.values():
         if element.key in value or "_" + element.key in value:
@@ -321,16 +323,14 @@ def _odd(definition: TypeDefinition, rules: dict[str, Check], value: dict[str, A
     return problems
 
 
-def _unknown(definition: TypeDefinition, key: str) -> str:
+def _unknown(definition: TypeDefinition, key: str, scope: Scope) -> str:
     known = list(definition.elements)
     typed = sorted(e.key for e in definition.elements.values() if e.choice and e.name == key)
     if typed:
         return f"'{key}' must name its type: {', '.join(typed[:12])}"
     if key.startswith("_") and key[1:] in known:
         return f"'{key}' is for primitive elements only; put id and extension into '{key[1:]}' itself"
-    near = difflib.get_close_matches(key, known, 1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"{definition.name} has no element '{key}'{hint}"
+    return f"{definition.name} has no element {quote(key)}{scope.hint(key, known)}"
 
 
 def _siblings(element: Element, value: dict[str, Any], scope: Scope) -> Problems:

@@ -123,3 +123,17 @@ def test_a_deletion_is_not_looked_at() -> None:
 @pytest.mark.parametrize("value", [[], "Patient", None, 7, {}])
 def test_no_resource_at_all(value: Any) -> None:
     assert [i.severity for i in Validator().check(value)] == ["error"]
+
+
+def test_a_flood_of_issues_is_cut() -> None:
+    issues = check({"resourceType": "Patient", "name": [{f"x{i}": 1} for i in range(2000)]})
+    assert len(issues) == 1001
+    assert issues[-1].severity == "information"
+    assert sum("did you mean" in issue.diagnostics for issue in issues) <= 50
+
+
+def test_warnings_push_no_error_out() -> None:
+    entries = [{"resource": {"resourceType": "Basic", "code": {"text": "a"}}} for _ in range(1500)]
+    entries.append({"resource": {"resourceType": "Basic"}})
+    issues = check({"resourceType": "Bundle", "type": "collection", "entry": entries})
+    assert [issue.expression for issue in issues if issue.is_error] == [("Bundle.entry[1500].resource",)]
