@@ -33,6 +33,7 @@ from fhir_server.search.valuesets import Expansion, StoredTerminology
 
 SPEC = Path(__file__).parent.parent / "spec" / "search"
 TAG = "urn:table"
+BASE = "http://test/fhir"  # of the test client
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,7 +106,7 @@ def parsed(registry: Registry, text: str) -> Query:
     within = (segments[0], segments[1]) if len(segments) == 3 else None
     kind = segments[-1] if segments and segments[-1] != "*" else None
     pairs = parse_qsl(query, keep_blank_values=True)
-    return parse.parse(kind, pairs, registry=registry, compartment=within, default_count=1000)
+    return parse.parse(kind, pairs, registry=registry, compartment=within, default_count=1000, base=BASE)
 
 
 class InMemory:
@@ -137,7 +138,7 @@ def _by_type(registry: Registry, resources: Iterable[dict[str, Any]]) -> dict[st
     found: dict[str, list[Candidate]] = {}
     for resource in resources:
         kind = resource["resourceType"]
-        found.setdefault(kind, []).append(Candidate(kind, resource["id"], index(registry, resource)))
+        found.setdefault(kind, []).append(Candidate(kind, resource["id"], index(registry, resource, base=BASE)))
     return found
 
 
