@@ -173,7 +173,8 @@ class _Player:
     def _make_observation(self, what: Mapping[str, Any], one: Mapping[str, Any]) -> Resource:
         fields = dict(what)
         code = {"coding": [_coding(str(fields.pop("code")))]}
-        merged = {**one, **{name: fields.pop(name) for name in ("at", "id") if name in fields}}
+        merged: dict[str, Any] = dict(one)
+        merged.update((name, fields.pop(name)) for name in ("at", "id") if name in fields)
         resource = self._observation(merged, code)
         if "value" in fields:
             resource.update(_value(fields.pop("value")))
@@ -204,7 +205,8 @@ class _Player:
         return {**resource, **fields}
 
     def _make_resource(self, what: Mapping[str, Any], one: Mapping[str, Any]) -> Resource:
-        resource: Resource = {"id": str(one.get("id", f"r{self._count}"))}
+        resource: Resource = {}
+        resource["id"] = str(one.get("id", f"r{self._count}"))
         resource.update(what)
         for name in ("subject", "patient"):
             if resource["resourceType"] in _SUBJECT[name]:

@@ -219,8 +219,7 @@ class _Walk:
     def _take(self, action: Action) -> bool:
         occurs: int | None = None
         if action.after is not None:
-            begun = self._situation.begun(self._rule.url, action.after[0])
-            begun = begun or self._just_begun(action.after[0])
+            begun = self._begun(action.after[0])
             if begun is None:
                 return False
             self.facts.extra["previous_status"] = begun[1]
@@ -279,10 +278,13 @@ class _Walk:
         self._note(hysteresis.set, on)
         return on
 
-    def _just_begun(self, action: str) -> tuple[int, str] | None:
+    def _begun(self, action: str) -> tuple[int, str] | None:
+        """When `action`, which stands before this one, was raised, and its status; None unless it still holds and is open."""
         for one in self._decision.proposals:
-            if one.action == action and one.scope == self._scope and one.raises:
-                return (self._situation.now, "requested")
+            if one.action == action and one.scope == self._scope:
+                return self._situation.begun(self._rule.url, action) or (
+                    (self._situation.now, "requested") if one.raises else None
+                )
         return None
 
     @property
