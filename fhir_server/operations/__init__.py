@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
-from fhir_server.operations import meta, validate
+from fhir_server.operations import assess_risk, meta, validate
 
 Function = Callable[[Server, Context, Call], Awaitable[Answer]]
 
@@ -31,12 +31,14 @@ class Operation:
 
 
 _FHIR = "http://hl7.org/fhir/OperationDefinition/"
+_OURS = "https://fhir-server.org/fhir/OperationDefinition/"
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation("validate", validate.validate, _FHIR + "Resource-validate", type=True, instance=True),
     Operation("meta", meta.meta, _FHIR + "Resource-meta", system=True, type=True, instance=True),
     Operation("meta-add", meta.meta_add, _FHIR + "Resource-meta-add", instance=True, affects_state=True),
     Operation("meta-delete", meta.meta_delete, _FHIR + "Resource-meta-delete", instance=True, affects_state=True),
+    Operation("assess-risk", assess_risk.assess_risk, _OURS + "assess-risk", ("Patient",), system=True, instance=True),
 )
 
 
