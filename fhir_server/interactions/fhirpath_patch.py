@@ -1,8 +1,4 @@
-"""FHIRPath Patch: operations as Parameters, their places as FHIRPath. https://hl7.org/fhir/R4/fhirpatch.html
-
-A path is evaluated on a copy in which every primitive has a `_name` sibling; each object of the copy stands for one place
-of the resource, so that what the path found tells where it is.
-"""
+"""FHIRPath Patch: operations as Parameters, their places as FHIRPath. https://hl7.org/fhir/R4/fhirpatch.html"""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from fhir_server.errors import BadRequest, Unprocessable
 from fhir_server.interactions.json_tree import Copies
+from fhir_server.interactions.places import Place, Places, list_length
 from fhir_server.model import fhirpath
 from fhir_server.model.definitions import Element, is_type, type_definition
 from fhir_server.model.fhirpath import ast
@@ -18,14 +15,6 @@ from fhir_server.model.fhirpath.values import is_primitive
 from fhir_server.model.resource import Resource
 
 MAX_OPERATIONS: Final = 1_000  # each walks the resource
-
-
-class Place(NamedTuple):
-    """Where a value stands: under `key` of `parent`, at `index` if that is a list. The resource has no parent."""
-
-    parent: dict[str, Any] | None
-    key: str = ""
-    index: int | None = None
 
 
 class Value(NamedTuple):
@@ -49,7 +38,10 @@ def patched(resource: Resource, parameters: Resource) -> Resource:
     parsed = [_Operation(index, operation) for index, operation in enumerate(operations)]
     copies = Copies()
     for operation in parsed:
-        _APPLY[operation.type](_Tree(resource, operation), operation, copies)
+        try:
+            _APPLY[operation.type](Places(resource, operation.misses), operation, copies)
+        except fhirpath.FhirPathError as error:
+            raise operation.malformed(error.diagnostics) from None
     return resource
 
 
@@ -101,115 +93,7 @@ class _Operation:
         return Unprocessable(f"{self.name} ({self.type} {self.path}): {reason}", expression=[self.name])
 
 
-class _Tree:
-    """The resource as it is before an operation, with the place of everything in it."""
-
-    def __init__(self, resource: Resource, operation: _Operation) -> None:
-        self.resource = resource
-        self._operation = operation
-        self._places: dict[int, Place] = {}
-        self._nodes: dict[int, Any] = {}  # object of the copy → object of the resource
-        self._owners: dict[int, Place] = {}  # object of the resource → its place
-        self._probe = self._mirror(resource, Place(None))
-
-    def find(self, node: ast.Node) -> list[tuple[Place, Any, str]]:
-        """(place, the value there, its type) for all the path leads to."""
-        try:
-            expression = fhirpath.compile(str(node), str(self.resource.get("resourceType")))
-            found = expression.items(self._probe)
-        except fhirpath.FhirPathError as error:
-            raise self._operation.malformed(error.diagnostics) from None
-        places = []
-        for value, kind, sibling in found:
-            mark = id(value) if isinstance(value, dict) else id(sibling)
-            if mark not in self._places:
-                raise self._operation.misses("the path computes a value; it must lead to a place in the resource")
-            places.append((self._places[mark], self._nodes.get(mark), kind))
-        return places
-
-    def one(self, node: ast.Node) -> tuple[Place, Any, str]:
-        found = self.find(node)
-        if len(found) != 1:
-            raise self._operation.misses(f"the path leads to {len(found) or 'no'} places, not to one")
-        return found[0]
-
-    def remove(self, place: Place) -> None:
-        """And what has become empty by it, as FHIR has no empty elements."""
-        parent = place.parent
-        if parent is None:
-            raise self._operation.misses("the resource itself cannot be deleted")
-        for key in (place.key, f"_{place.key}"):
-            if place.index is None:
-                parent.pop(key, None)
-            elif isinstance(parent.get(key), list):
-                if place.key[0] == "_":  # the sibling of a value that stays where it is
-                    parent[key][place.index] = None
-                else:
-                    del parent[key][place.index : place.index + 1]
-                if all(value is None for value in parent[key]):
-                    del parent[key]
-        if not parent:
-            owner = self._owners.get(id(parent))
-            if owner is not None and owner.parent is not None:
-                self.remove(owner)
-
-    def _mirror(self, value: dict[str, Any], place: Place) -> dict[str, Any]:
-        copy: dict[str, Any] = {}
-        self._places[id(copy)], self._nodes[id(copy)], self._owners[id(value)] = place, value, place
-        for key in value:
-            name = key.removeprefix("_")
-            if name == "resourceType" or name in copy or f"_{name}" in copy:
-                continue
-            self._mirror_element(copy, value, name)
-        if "resourceType" in value:
-            copy["resourceType"] = value["resourceType"]
-        return copy
-
-    def _mirror_element(self, copy: dict[str, Any], value: dict[str, Any], name: str) -> None:
-        child, sibling = value.get(name), value.get(f"_{name}")
-        if isinstance(child, list) or isinstance(sibling, list):
-            children, siblings = child if isinstance(child, list) else [], sibling if isinstance(sibling, list) else []
-            marks: list[Any] = []
-            mirrored: list[Any] = []
-            for index in range(max(len(children), len(siblings))):
-                entry = children[index] if index < len(children) else None
-                extra = siblings[index] if index < len(siblings) else None
-                if isinstance(entry, dict):
-                    mirrored.append(self._mirror(entry, Place(value, name, index)))
-                else:
-                    mirrored.append(entry)
-                    marks.append(self._mark(extra, Place(value, name, index)))
-            copy[name] = mirrored
-            if marks:
-                copy[f"_{name}"] = marks
-        elif isinstance(child, dict):
-            copy[name] = self._mirror(child, Place(value, name))
-        else:
-            if child is not None:
-                copy[name] = child
-            copy[f"_{name}"] = self._mark(sibling, Place(value, name))
-
-    def _mark(self, sibling: Any, place: Place) -> dict[str, Any]:
-        own = Place(place.parent, f"_{place.key}", place.index)
-        mark = self._mirror(sibling, own) if isinstance(sibling, dict) else {}
-        self._places[id(mark)] = place
-        return mark
-
-    def sibling(self, place: Place) -> dict[str, Any]:
-        """The `_name` object beside a primitive, made if it is missing."""
-        parent, key = place.parent or {}, f"_{place.key}"
-        if place.index is None:
-            made: dict[str, Any] = parent.setdefault(key, {})
-            return made
-        siblings = parent.setdefault(key, [])
-        siblings.extend([None] * (_length(parent, place.key) - len(siblings)))
-        if siblings[place.index] is None:
-            siblings[place.index] = {}
-        found: dict[str, Any] = siblings[place.index]
-        return found
-
-
-def _add(tree: _Tree, operation: _Operation, copies: Copies) -> None:
+def _add(tree: Places, operation: _Operation, copies: Copies) -> None:
     place, parent, kind = tree.one(operation.node)
     name = operation.element.removesuffix("[x]")
     elements = _elements(kind, name)
@@ -227,17 +111,17 @@ def _add(tree: _Tree, operation: _Operation, copies: Copies) -> None:
     _write(parent, element.key, value)
 
 
-def _insert_at(tree: _Tree, operation: _Operation, copies: Copies) -> None:
+def _insert_at(tree: Places, operation: _Operation, copies: Copies) -> None:
     parent, elements, kind = _list(tree, operation)
     value = _value(operation, operation.value, elements, copies)
     element = _chosen(elements, value, operation, kind, elements[0].name)
     index = operation.number("index")
-    if index > _length(parent, element.key):
-        raise operation.misses(f"index {index} is beyond the end, which is {_length(parent, element.key)}")
+    if index > list_length(parent, element.key):
+        raise operation.misses(f"index {index} is beyond the end, which is {list_length(parent, element.key)}")
     _insert(parent, element.key, index, value)
 
 
-def _delete(tree: _Tree, operation: _Operation, copies: Copies) -> None:
+def _delete(tree: Places, operation: _Operation, copies: Copies) -> None:
     found = tree.find(operation.node)
     if len(found) > 1:
         raise operation.misses(f"the path leads to {len(found)} places, not to one")
@@ -245,7 +129,7 @@ def _delete(tree: _Tree, operation: _Operation, copies: Copies) -> None:
         tree.remove(found[0][0])
 
 
-def _replace(tree: _Tree, operation: _Operation, copies: Copies) -> None:
+def _replace(tree: Places, operation: _Operation, copies: Copies) -> None:
     place, _, kind = tree.one(operation.node)
     parent = place.parent
     if parent is None:
@@ -258,8 +142,8 @@ def _replace(tree: _Tree, operation: _Operation, copies: Copies) -> None:
         elements = [_unknown(place, kind)]
     value = _value(operation, operation.value, elements, copies)
     element = _chosen(elements, value, operation, owner_kind, place.key)
-    if place.index is not None:
-        _set(parent, place.key, place.index, value)
+    if place.at is not None:
+        _set(parent, place.key, place.at, value)
         return
     entries = list(parent.items())
     parent.clear()
@@ -272,10 +156,10 @@ def _replace(tree: _Tree, operation: _Operation, copies: Copies) -> None:
             _write(parent, element.key, value)
 
 
-def _move(tree: _Tree, operation: _Operation, copies: Copies) -> None:
+def _move(tree: Places, operation: _Operation, copies: Copies) -> None:
     parent, elements, _ = _list(tree, operation)
     key = elements[0].key
-    source, destination, length = operation.number("source"), operation.number("destination"), _length(parent, key)
+    source, destination, length = operation.number("source"), operation.number("destination"), list_length(parent, key)
     if source >= length or destination >= length:
         raise operation.misses(f"source and destination must be less than {length}")
     for name in (key, f"_{key}"):
@@ -285,7 +169,7 @@ def _move(tree: _Tree, operation: _Operation, copies: Copies) -> None:
             entries.insert(destination, entries.pop(source))
 
 
-_APPLY: Final[dict[str, Callable[[_Tree, _Operation, Copies], None]]] = {
+_APPLY: Final[dict[str, Callable[[Places, _Operation, Copies], None]]] = {
     "add": _add,
     "insert": _insert_at,
     "delete": _delete,
@@ -294,7 +178,7 @@ _APPLY: Final[dict[str, Callable[[_Tree, _Operation, Copies], None]]] = {
 }
 
 
-def _list(tree: _Tree, operation: _Operation) -> tuple[dict[str, Any], list[Element], str]:
+def _list(tree: Places, operation: _Operation) -> tuple[dict[str, Any], list[Element], str]:
     """The object that holds the list a path such as `Patient.name` names, and the list's element; it may be absent."""
     node = operation.node
     if not isinstance(node, ast.Member) or not isinstance(node.step, ast.Name):
@@ -306,29 +190,10 @@ def _list(tree: _Tree, operation: _Operation) -> tuple[dict[str, Any], list[Elem
     return parent, elements, kind
 
 
-def _owner_type(tree: _Tree, operation: _Operation) -> str:
+def _owner_type(tree: Places, operation: _Operation) -> str:
     """The type of the object that holds what the path leads to."""
     place = tree.one(operation.node)[0]
-    return tree_type(tree.resource, place.parent)
-
-
-def tree_type(resource: Resource, wanted: Any) -> str:
-    """The type of an object within a resource, by the definitions; "" if they do not know it."""
-    stack: list[tuple[dict[str, Any], str]] = [(resource, str(resource.get("resourceType")))]
-    while stack:
-        value, kind = stack.pop()
-        if value is wanted:
-            return kind
-        elements = type_definition(kind).elements if is_type(kind) else {}
-        for key, child in value.items():
-            name = key.removeprefix("_")
-            child_kind = elements[name].type if name in elements else ""
-            if key != name:
-                child_kind = "Element"
-            for entry in child if isinstance(child, list) else (child,):
-                if isinstance(entry, dict):
-                    stack.append((entry, str(entry.get("resourceType", child_kind))))
-    return ""
+    return tree.type_of(place.parent)
 
 
 def _elements(kind: str, name: str) -> list[Element]:
@@ -364,17 +229,19 @@ def _value(operation: _Operation, part: dict[str, Any] | None, elements: list[El
             return Value(copies.copy(given), copies.copy(sibling), kind)
     if "resource" in part:
         return Value(copies.copy(part["resource"]), None, "Resource")
-    if "part" not in part:
+    if not isinstance(part.get("part"), list):
         raise operation.malformed("the part 'value' holds neither a value nor parts")
     kind = elements[0].type if elements else ""
     made: dict[str, Any] = {}
     for inner in part["part"]:
-        name = inner.get("name") if isinstance(inner, dict) else None
-        known = _elements(kind, str(name))
+        if not isinstance(inner, dict):
+            raise operation.malformed("every part is an object")
+        name = str(inner.get("name"))
+        known = _elements(kind, name)
         if not known:
             raise operation.misses(f"{kind or 'The element'} has no element {name}")
         value = _value(operation, inner, known, copies)
-        element = _chosen(known, value, operation, kind, str(name))
+        element = _chosen(known, value, operation, kind, name)
         if element.max is None:
             _insert(made, element.key, None, value)
         else:
@@ -389,13 +256,9 @@ def _write(parent: dict[str, Any], key: str, value: Value) -> None:
         parent[f"_{key}"] = value.sibling
 
 
-def _length(parent: dict[str, Any], key: str) -> int:
-    return max(len(parent.get(key) or ()), len(parent.get(f"_{key}") or ()))
-
-
 def _insert(parent: dict[str, Any], key: str, index: int | None, value: Value) -> None:
     """At the end if `index` is None. Values and siblings correspond by position."""
-    length = _length(parent, key)
+    length = list_length(parent, key)
     for name, entry in ((key, value.json), (f"_{key}", value.sibling)):
         if name in parent or entry is not None:
             entries = parent.setdefault(name, [])
@@ -404,7 +267,7 @@ def _insert(parent: dict[str, Any], key: str, index: int | None, value: Value) -
 
 
 def _set(parent: dict[str, Any], key: str, index: int, value: Value) -> None:
-    length = _length(parent, key)
+    length = list_length(parent, key)
     for name, entry in ((key, value.json), (f"_{key}", value.sibling)):
         if name in parent or entry is not None:
             entries = parent.setdefault(name, [])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
@@ -203,3 +203,107 @@ def test_a_difference_applied_gives_the_other_and_its_inverse_gives_it_back(one:
     forwards = patched(deepcopy(one), _difference(one, other))
     assert same(forwards, other)
     assert same(patched(forwards, _difference(other, one)), one)
+
+
+pointers = st.sampled_from(
+    ["", "/", "/name", "/name/0", "/name/0/given", "/name/0/given/-", "/name/9", "/id", "/x/y", "name", "/~"]
+)
+json_operations = st.fixed_dictionaries(
+    {
+        "op": st.sampled_from(["add", "remove", "replace", "move", "copy", "test", "x", 1, None]),
+        "path": pointers | json_values,
+    },
+    optional={"value": json_values, "from": pointers},
+)
+
+
+@given(st.lists(json_operations | json_values, max_size=4))
+def test_any_json_patch_gives_a_patient_or_a_failure_of_its_own(patch: list[Any]) -> None:
+    before = deepcopy(PATIENT)
+    try:
+        after = apply_json_patch(before, patch)
+    except FhirError:
+        pass
+    else:
+        assert (after["resourceType"], after["id"]) == ("Patient", "p")
+    assert before == PATIENT
+
+
+paths = st.sampled_from([
+    "Patient", "Patient.name", "Patient.name[0]", "Patient.name[0].given", "Patient.name.given[1]", "Patient.birthDate",
+    "Patient.id", "Patient.birthDate.extension", "Patient.birthDate.extension[0].value", "Patient.active", "Patient.gender", "Patient.deceased",
+    "Patient.name.first().given.last()", "Patient.descendants()", "Patient.children().first()", "%resource", "1", "{}",
+    "Observation", "Patient.name.where(use = 'official').given.first()", "Patient.meta", "Patient.name[1].text.id",
+])  # fmt: skip
+parts = st.fixed_dictionaries(
+    {"name": st.sampled_from(["type", "path", "name", "value", "index", "source", "destination", "gender", 7])},
+    optional={
+        "valueString": paths | json_values,
+        "valueCode": st.sampled_from(["add", "insert", "delete", "replace", "move"]),
+        "valueInteger": st.integers(-1, 3) | json_values,
+        "valueHumanName": st.just({"text": "N"}),
+        "_valueDate": st.just({"id": "x"}) | json_values,
+        "resource": json_values,
+        "part": json_values,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "insert", "delete", "replace", "move"]),
+            paths,
+            st.lists(parts | json_values, max_size=4),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_any_fhirpath_patch_gives_a_patient_or_a_failure_of_its_own(operations: list[Any]) -> None:
+    patient = PATH_TABLE["resources"]["patient"]
+    before = deepcopy(patient)
+    parameters = {
+        "resourceType": "Parameters",
+        "parameter": [
+            {
+                "name": "operation",
+                "part": [{"name": "type", "valueCode": kind}, {"name": "path", "valueString": path}, *more],
+            }
+            for kind, path, more in operations
+        ],
+    }
+    try:
+        after = apply_fhirpath_patch(patient, parameters)
+    except FhirError:
+        pass
+    else:
+        assert (after["resourceType"], after["id"]) == ("Patient", "p")
+    assert patient == before
+
+
+PLACES = [
+    "Patient.active", "Patient.birthDate", "Patient.name[0]", "Patient.name[1]", "Patient.name[0].given[0]",
+    "Patient.name[0].given[1]", "Patient.name[1].text", "Patient.birthDate.extension[0]", "Patient.birthDate.extension[0].value", "Patient.name[0].family",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_a_deleted_place_is_one_less(path: str) -> None:
+    patient = PATH_TABLE["resources"]["patient"]
+    base = path.removesuffix("]").rsplit("[", 1)[0] if path.endswith("]") else path
+    count = compile(f"{base}.count()", "Patient")
+    after = apply_fhirpath_patch(patient, _parameters([["delete", path, {}]]))
+    assert count(after) == [count(patient)[0] - 1]
+
+
+@pytest.mark.parametrize("source", [0, 1, 2, 3])
+@pytest.mark.parametrize("destination", [0, 1, 2, 3])
+def test_a_move_and_its_inverse_leave_the_list_as_it_was(source: int, destination: int) -> None:
+    patient = {"resourceType": "Patient", "id": "p", "telecom": [{"value": str(number)} for number in range(4)]}
+    there = {"source": source, "destination": destination}
+    back = {"source": destination, "destination": source}
+    moved = apply_fhirpath_patch(patient, _parameters([["move", "Patient.telecom", there]]))
+    assert moved["telecom"][destination] == {"value": str(source)}
+    assert apply_fhirpath_patch(moved, _parameters([["move", "Patient.telecom", back]])) == patient

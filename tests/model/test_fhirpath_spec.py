@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from fhir_server.model.fhirpath import FhirPathError, compile
+from fhir_server.model.fhirpath import FhirPathError, Host, compile
 from fhir_server.model.resource import load
 from fhir_server.model.xml import from_xml
+from fhir_server.terminology.units import canonical
 
 DIFFERENCES: dict[str, str] = yaml.safe_load((Path(__file__).parent / "fhirpath_differences.yaml").read_text())
+HOST = Host(canonical=canonical)
 FOLDER = os.environ.get("FHIR_SPEC_DATA")
 
 
@@ -57,7 +59,7 @@ def test_case(case: dict[str, Any]) -> None:
 
     def run() -> list[tuple[str, Any]]:
         expression = compile(case["expression"], resource["resourceType"], strict=strict)
-        return [(kind, value) for kind, value in expression.typed(resource)]
+        return [(kind, value) for kind, value in expression.typed(resource, host=HOST)]
 
     if case["invalid"]:
         with pytest.raises(FhirPathError):

@@ -46,7 +46,9 @@ def _equal(one: Item, other: Item, canonical: Canonical) -> bool | None:
         if _inexact(left) != _inexact(right):
             return None
         values = same_dimension(left, right, canonical)
-        return values[0] == values[1] if values is not None else False
+        if values is not None:
+            return values[0] == values[1]
+        return None if left.base(canonical) is None or right.base(canonical) is None else False
     return identity(one) == identity(other)
 
 
