@@ -18,6 +18,7 @@ from starlette.routing import Route
 from fhir_server.auth.audit import Audit
 from fhir_server.auth.authority import Authority, build
 from fhir_server.auth.policy import Policy
+from fhir_server.automation import engage
 from fhir_server.errors import FhirError
 from fhir_server.http.application import FhirApplication
 from fhir_server.http.middleware import Figures, Observed, Receive, Scope, Send
@@ -76,6 +77,8 @@ class Application:
         self._base = settings.base_path
         self._apart = (f"{settings.base_path}/.well-known/", f"{settings.base_path}/auth/")
         self._figures = Figures()
+        self._collectors = CollectorRegistry()
+        self._collectors.register(self._figures)
         self._fhir: Any
         self._pages = self._starlette(lifespan)
         self._rest = self._wrapped(self._pages)
@@ -102,6 +105,8 @@ class Application:
         if not self.settings.open:
             authority = await self._authorization(server)
             authenticate = Bearer(authority)
+        worker = await engage(server, act=self.settings.automation)
+        self._collectors.register(worker.metrics)
         self._fhir = self._wrapped(FhirApplication(server, authenticate))
         try:
             yield
@@ -140,15 +145,12 @@ class Application:
         return Observed(headers, self._figures)
 
     def _starlette(self, lifespan: Any) -> Starlette:
-        figures = CollectorRegistry()
-        figures.register(self._figures)
-
         async def health(request: Request) -> Response:
             ready = await self.server.store.ready()
             return JSONResponse({"status": "pass" if ready else "fail"}, 200 if ready else 503)
 
         async def metrics(request: Request) -> Response:
-            return Response(generate_latest(figures), media_type="text/plain; version=0.0.4")
+            return Response(generate_latest(self._collectors), media_type="text/plain; version=0.0.4")
 
         routes = [Route("/health", health), Route("/metrics", metrics)]
         if not self.settings.open:

@@ -1,0 +1,36 @@
+"""What happens after a commit. Rules are pure; only worker.py acts. docs/hooks.md is the vocabulary of those who write them."""
+
+from __future__ import annotations
+
+from fhir_server.automation.content import store
+from fhir_server.automation.hooks import installed
+from fhir_server.automation.worker import Worker
+from fhir_server.interactions.context import Server
+
+ROOM = "automation"  # where a Server keeps its Worker
+
+
+async def engage(server: Server, *, act: bool = True) -> Worker:
+    """Gives the server its rules: stored at the first start, checked on every write, and run, if `act`, until it closes."""
+    worker = Worker(server, rules=installed())
+    server.rooms[ROOM] = worker
+    if act:
+        await store(server)
+    await worker.open()
+    checks = server.validator.checks
+    server.validator.checks = (*checks, ("rules", worker.check))
+    worker.start(act=act)
+
+    async def close() -> None:
+        server.validator.checks = checks
+        server.closing.remove(close)
+        await worker.stop()
+
+    server.closing.append(close)
+    return worker
+
+
+def worker_of(server: Server) -> Worker:
+    """The worker that `engage` made."""
+    worker: Worker = server.rooms[ROOM]
+    return worker

@@ -70,6 +70,9 @@ class Definitions:
         found = versions.get(version) if version else versions[max(versions, key=version_key)] if versions else None
         return found if found is not None and resource_type in ("", found["resourceType"]) else None
 
+    def exactly(self, url: str, version: str) -> Resource | None:
+        return self._resources.get(url, {}).get(version)
+
     def all(self, resource_type: str) -> Iterable[Resource]:
         for versions in self._resources.values():
             for resource in versions.values():

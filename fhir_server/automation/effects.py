@@ -63,8 +63,9 @@ def effects(
             writer.put(resource, reading.stored, rule)
     if outcome.tagged is not None:
         reading = chart.get(("Patient", outcome.patient))
-        if reading is not None and reading.stored is not None and outcome.retagged:
-            writer.put(outcome.tagged, reading.stored, outcome.retagged[-1])
+        if reading is not None and reading.stored is not None:
+            # Nobody's tags changed where a client's write left them out: then they are put back.
+            writer.put(outcome.tagged, reading.stored, outcome.retagged[-1] if outcome.retagged else "")
             for rule in outcome.retagged:
                 writer.tags_provenance(rule)
     if writer.failed:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
 BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 
 
-class Metrics:
+class Metrics(Collector):
     """`lags`: the latest lags in seconds, from commit of an event to commit of its effects."""
 
     def __init__(self) -> None:
@@ -51,5 +52,5 @@ class Metrics:
         ordered = sorted(self.lags)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
-    def collect(self) -> Iterator[object]:
-        return iter(self.registry.collect())
+    def collect(self) -> Iterable[Metric]:
+        return self.registry.collect()

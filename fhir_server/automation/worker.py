@@ -18,14 +18,15 @@ from typing import Any
 from fhir_server.automation import effects as made
 from fhir_server.automation.chart import Chart
 from fhir_server.automation.charts import Charts
-from fhir_server.automation.definitions import Definitions
+from fhir_server.automation.definitions import Definitions, version_key
 from fhir_server.automation.hooks import Functions
 from fhir_server.automation.ledger import Account, Slot, dump
 from fhir_server.automation.metrics import Metrics
 from fhir_server.automation.plans import Rule
+from fhir_server.automation.plans import check as check_plan
 from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, Woken, run, wake
 from fhir_server.automation.rulebook import Rulebook
-from fhir_server.errors import FhirError
+from fhir_server.errors import FhirError, Issue
 from fhir_server.interactions.context import Server
 from fhir_server.interactions.write import commit
 from fhir_server.model.dates import milliseconds
@@ -43,6 +44,29 @@ DEFINITIONS = ("PlanDefinition", "ActivityDefinition", "Library", "ValueSet")
 NO_PATIENT = ""  # stands for events of no patient
 
 log = logging.getLogger(__name__)
+
+
+def _overwritten(resource: Resource, definitions: Definitions) -> list[Issue]:
+    """A version says the same for ever: what it did still names it. Only its status and metadata may change."""
+    if "url" not in resource or "version" not in resource:
+        return []
+    url, version = str(resource["url"]), str(resource["version"])
+    known = definitions.find(url, str(resource["resourceType"]))
+    if known is not None and known.get("id") == resource.get("id"):
+        newest = str(known.get("version", ""))
+        if version_key(version) < version_key(newest):
+            text = f"{url} is at version {newest}; {version} would go back. Publish what you want to have again as a new version"
+            return [Issue("error", "business-rule", text, (f"{resource['resourceType']}.version",))]
+    known = definitions.exactly(url, version)
+    if known is None or known.get("id") != resource.get("id") or _substance(known) == _substance(resource):
+        return []
+    text = f"{url} version {version} exists and says something else; give what you changed a new version"
+    return [Issue("error", "business-rule", text, (f"{resource['resourceType']}.version",))]
+
+
+def _substance(resource: Resource) -> dict[str, Any]:
+    apart = ("meta", "text", "status", "date", "publisher", "contact", "approvalDate", "lastReviewDate", "experimental")
+    return {key: value for key, value in resource.items() if key not in apart}
 
 
 class Worker:
@@ -81,11 +105,13 @@ class Worker:
         await self.ledgers.open()
         await self.reload()
 
-    def start(self) -> None:
-        """Runs until `stop`; hears of this process's commits at once."""
+    def start(self, *, act: bool = True) -> None:
+        """Runs until `stop`; hears of this process's commits at once. Without `act` it only keeps its rules up to date."""
         self.server.committed.append(self.notify)
-        lanes = [self._lane() for _ in range(self._lanes)]
-        self._tasks = [asyncio.create_task(one) for one in (*lanes, self._sweep(), self._watch(), self._clock())]
+        loops = [self._keep_rules()]
+        if act:
+            loops += [*(self._lane() for _ in range(self._lanes)), self._sweep(), self._watch(), self._clock()]
+        self._tasks = [asyncio.create_task(one) for one in loops]
 
     async def stop(self) -> None:
         if self.notify in self.server.committed:
@@ -179,14 +205,34 @@ class Worker:
         """The safety net: what nobody told us of."""
         while True:
             try:
-                if self._stale or await self._newest_definition() != self._seen:
-                    await self.reload()
                 self._mark(await self.outbox.waiting())
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 log.info("the outbox cannot be looked at: %s", error)
             await asyncio.sleep(self._poll)
+
+    async def _keep_rules(self) -> None:
+        """Rules that other processes changed."""
+        while True:
+            await asyncio.sleep(self._poll)
+            try:
+                await self.refresh()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.info("the rules cannot be looked at: %s", error)
+
+    async def refresh(self) -> None:
+        """Reads the rules again if somebody changed them."""
+        if self._stale or await self._newest_definition() != self._seen:
+            await self.reload()
+
+    def check(self, resource: Resource, mode: str) -> list[Issue]:
+        """For the validator: why this resource would not run as a rule; that a version would be overwritten."""
+        if resource.get("resourceType") not in DEFINITIONS:
+            return []
+        return [*_overwritten(resource, self.book.definitions), *check_plan(resource, self.book.definitions)]
 
     async def _watch(self) -> None:
         """Commits of other processes. Where the process that commits has a worker of its own, that one is faster."""

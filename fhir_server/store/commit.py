@@ -192,7 +192,10 @@ class Committer:
             stored.version,
             stored.method,
             stored.updated,
-            stored.patients,
+            # A result that moves to another patient concerns both.
+            stored.patients
+            if put.previous is None
+            else tuple(dict.fromkeys((*stored.patients, *put.previous.patients))),
             put.cause,
         )
 
