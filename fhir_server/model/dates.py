@@ -100,11 +100,11 @@ def instant(moment: datetime | int) -> str:
 
 def _month_or_year(year: int, month: str | None) -> tuple[int, int]:
     first = date(year, int(month) if month else 1, 1).toordinal()
-    if month is None or month == "12":
-        last = date(year, 12, 31).toordinal() + 1  # not 1 January of the next year: 9999 has none
-    else:
-        last = date(year, int(month) + 1, 1).toordinal()
-    return (first - _EPOCH) * DAY, (last - _EPOCH) * DAY
+    # Not 1 January of the next year: 9999 has none.
+    end = (
+        date(year, 12, 31).toordinal() + 1 if month in (None, "12") else date(year, int(month or 0) + 1, 1).toordinal()
+    )
+    return (first - _EPOCH) * DAY, (end - _EPOCH) * DAY
 
 
 def _clock(text: str, hour: str, minute: str, second: str | None, fraction: str | None) -> tuple[int, int]:

@@ -229,12 +229,32 @@ def test_any_json_patch_gives_a_patient_or_a_failure_of_its_own(patch: list[Any]
     assert before == PATIENT
 
 
-paths = st.sampled_from([
-    "Patient", "Patient.name", "Patient.name[0]", "Patient.name[0].given", "Patient.name.given[1]", "Patient.birthDate",
-    "Patient.id", "Patient.birthDate.extension", "Patient.birthDate.extension[0].value", "Patient.active", "Patient.gender", "Patient.deceased",
-    "Patient.name.first().given.last()", "Patient.descendants()", "Patient.children().first()", "%resource", "1", "{}",
-    "Observation", "Patient.name.where(use = 'official').given.first()", "Patient.meta", "Patient.name[1].text.id",
-])  # fmt: skip
+paths = st.sampled_from(
+    [
+        "Patient",
+        "Patient.name",
+        "Patient.name[0]",
+        "Patient.name[0].given",
+        "Patient.name.given[1]",
+        "Patient.birthDate",
+        "Patient.id",
+        "Patient.birthDate.extension",
+        "Patient.birthDate.extension[0].value",
+        "Patient.active",
+        "Patient.gender",
+        "Patient.deceased",
+        "Patient.name.first().given.last()",
+        "Patient.descendants()",
+        "Patient.children().first()",
+        "%resource",
+        "1",
+        "{}",
+        "Observation",
+        "Patient.name.where(use = 'official').given.first()",
+        "Patient.meta",
+        "Patient.name[1].text.id",
+    ]
+)
 parts = st.fixed_dictionaries(
     {"name": st.sampled_from(["type", "path", "name", "value", "index", "source", "destination", "gender", 7])},
     optional={
@@ -284,9 +304,17 @@ def test_any_fhirpath_patch_gives_a_patient_or_a_failure_of_its_own(operations: 
 
 
 PLACES = [
-    "Patient.active", "Patient.birthDate", "Patient.name[0]", "Patient.name[1]", "Patient.name[0].given[0]",
-    "Patient.name[0].given[1]", "Patient.name[1].text", "Patient.birthDate.extension[0]", "Patient.birthDate.extension[0].value", "Patient.name[0].family",
-]  # fmt: skip
+    "Patient.active",
+    "Patient.birthDate",
+    "Patient.name[0]",
+    "Patient.name[1]",
+    "Patient.name[0].given[0]",
+    "Patient.name[0].given[1]",
+    "Patient.name[1].text",
+    "Patient.birthDate.extension[0]",
+    "Patient.birthDate.extension[0].value",
+    "Patient.name[0].family",
+]
 
 
 @pytest.mark.parametrize("path", PLACES)

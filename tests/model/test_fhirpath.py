@@ -421,11 +421,42 @@ def test_any_text_gives_a_result_or_a_failure_of_its_own(text: str) -> None:
     assert isinstance(found, list)
 
 
-targets = st.sampled_from([
-    "{}", "true", "'abc'", "''", "-1", "0", "99999999999", "1.5", "0.0", "4 'mg'", "3 days", "@2024", "@2024-05-01T10:00:00Z",
-    "@T10:30", "name", "name.given", "birthDate", "gender", "active", "extension.value", "(1 | 2)", "%resource", "$this", "meta",
-    "managingOrganization", "'('", "'1 week'", "name.use", "contained", "$index", "$total", "Patient",
-])  # fmt: skip
+targets = st.sampled_from(
+    [
+        "{}",
+        "true",
+        "'abc'",
+        "''",
+        "-1",
+        "0",
+        "99999999999",
+        "1.5",
+        "0.0",
+        "4 'mg'",
+        "3 days",
+        "@2024",
+        "@2024-05-01T10:00:00Z",
+        "@T10:30",
+        "name",
+        "name.given",
+        "birthDate",
+        "gender",
+        "active",
+        "extension.value",
+        "(1 | 2)",
+        "%resource",
+        "$this",
+        "meta",
+        "managingOrganization",
+        "'('",
+        "'1 week'",
+        "name.use",
+        "contained",
+        "$index",
+        "$total",
+        "Patient",
+    ]
+)
 
 
 @settings(max_examples=400, deadline=None)
