@@ -58,9 +58,7 @@ bench: $(STAMP)  ## measure, and print a table; make bench ARGS="--only read"
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 wheel: $(STAMP)  ## dist/*.whl, which installs and runs without the checkout
-	@rm -rf dist && $(BIN)/python -m pip --version >/dev/null 2>&1 \
-		&& $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist . \
-		|| "$(UV)" build --quiet --wheel --no-build-isolation --python $(BIN)/python
+	@rm -rf dist && $(BIN)/python -m hatchling build -t wheel > /dev/null
 	@ls dist/*.whl
 
 constraints: $(STAMP)  ## pin the newest allowed versions (needs uv)
