@@ -20,14 +20,17 @@ _SEAL = 16
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """`source`: which of the plan's sources the last match came from; `position`: its place in the order."""
+    """`source`: name of the plan's source that the last match came from; `position`: its place in the order.
 
-    source: int
+    `moment`: what the first page saw, for orders that writes can change. Later pages see it, too, while the store keeps it.
+    """
+
+    source: str
     position: tuple[Any, ...]
-    type: str = ""
+    moment: str = ""
 
     def seal(self, key: bytes, search: str) -> str:
-        body = msgspec.json.encode([self.source, list(self.position), self.type])
+        body = msgspec.json.encode([self.source, list(self.position), self.moment])
         return urlsafe_b64encode(_seal(key, body, search) + body).decode().rstrip("=")
 
     @classmethod
@@ -38,12 +41,12 @@ class Cursor:
             body = sealed[_SEAL:]
             if not hmac.compare_digest(sealed[:_SEAL], _seal(key, body, search)):
                 raise ValueError("forged")
-            source, position, kind = msgspec.json.decode(body)
+            source, position, moment = msgspec.json.decode(body)
         except (ValueError, TypeError):
             raise BadRequest(
                 "Parameter '_cursor' is not one that this server gave for this search; start again from the first page"
             ) from None
-        return cls(source, tuple(position), kind)
+        return cls(source, tuple(position), moment)
 
 
 def _seal(key: bytes, body: bytes, search: str) -> bytes:

@@ -24,7 +24,7 @@ from fhir_server.search.registry import Registry
 from fhir_server.search.restrict import Restrict
 from fhir_server.search.valuesets import Terminology
 from fhir_server.store.documents import ID, PATIENTS, entry_path
-from fhir_server.store.protocol import Find, Store, Stored
+from fhir_server.store.protocol import Find, SnapshotGone, Store, Stored
 
 MOST_REFERENCES = 20_000  # that a chain, _has or _list may lead through
 ESTIMATE = 10_000  # up to here an estimated total is counted
@@ -88,35 +88,60 @@ class _Execution:
         self.finds: list[Find] = []
 
     async def page(self) -> Page:
+        cursor = self._cursor()
+        try:
+            return await self._page(cursor)
+        except SnapshotGone:
+            assert cursor is not None
+            self.results, self.finds = [], []
+            page = await self._page(replace(cursor, moment=""))
+            page.issues.append(
+                Issue(
+                    "warning",
+                    "informational",
+                    "The first page is long ago: what was changed since may be missing here or be there twice",
+                )
+            )
+            return page
+
+    def _cursor(self) -> Cursor | None:
+        text = self.query.cursor
+        return Cursor.open(text, self.key, _identity(self.query)) if text else None
+
+    async def _page(self, cursor: Cursor | None) -> Page:
         query = self.query
         issues = [
             Issue("warning", "not-supported", f"Parameter {name!r} is not known here and was ignored")
             for name in query.ignored
         ]
+        # Pages by id need no common moment: ids do not change, so nothing moves from one page to another.
+        moving = any(source.order.keys for source in self.plan.sources)
+        several = self.plan.steps or query.includes or query.revincludes or query.total != "none"
         async with AsyncExitStack() as stack:
-            if self.plan.steps or query.includes or query.revincludes or query.total != "none":
-                self.snapshot = await stack.enter_async_context(self.store.snapshot())
+            if moving or several:
+                at = cursor.moment if cursor is not None else ""
+                self.snapshot = await stack.enter_async_context(self.store.snapshot(at))
             for step in self.plan.steps:
                 self.results.append(await self._step(step))
             sources = [replace(s, filter=_filled(s.filter, self.results)) for s in self.plan.sources]
             total = await self._total(sources)
             if query.only_count:
                 return Page([], total=total, issues=issues)
-            found = await self._matches(sources)
+            found = await self._matches(sources, cursor)
             more = len(found) > query.count
             found = found[: query.count]
-            cursor = None
+            following = None
             if more:
-                number, position, stored = found[-1]
-                kind = stored.resource_type
-                cursor = Cursor(number, position, kind).seal(self.key, _identity(query))
-            matches = [stored for _, _, stored in found]
+                number, position, _ = found[-1]
+                moment = self.store.moment(self.snapshot) if moving else ""
+                following = Cursor(sources[number].name, position, moment).seal(self.key, _identity(query))
             includes = Includes(self.store, self.registry, self.restrict, self.snapshot)
             included = await includes.of(query, [m for (n, _, m) in found if not sources[n].contained])
             issues += includes.issues
             explanation = await self._explain() if query.explain else None
+        matches = [stored for _, _, stored in found]
         contained = [sources[number].contained for number, _, _ in found]
-        return Page(matches, included, cursor, total, issues, contained, explanation)
+        return Page(matches, included, following, total, issues, contained, explanation)
 
     # Earlier finds
 
@@ -168,23 +193,15 @@ class _Execution:
 
     # The main finds
 
-    async def _matches(self, sources: Sequence[Source]) -> list[tuple[int, Position, Stored]]:
+    async def _matches(self, sources: Sequence[Source], cursor: Cursor | None) -> list[tuple[int, Position, Stored]]:
         """One more than the page holds, if there are so many."""
-        cursor = Cursor.open(self.query.cursor, self.key, _identity(self.query)) if self.query.cursor else None
-        if cursor is not None and not (0 <= cursor.source < len(sources)):
-            # Types may have come since the first page; the type says where it was.
-            cursor = replace(cursor, source=0)
         wanted = self.query.count + 1
         if len(sources) > 1 and any(source.order.keys for source in sources):
             return await self._merged(sources, cursor, wanted)
         found: list[tuple[int, Position, Stored]] = []
         start = 0
         if cursor is not None:
-            start = (
-                next((n for n, s in enumerate(sources) if s.resource_type == cursor.type and n >= cursor.source), 0)
-                if len(sources) > 1
-                else 0
-            )
+            start = next(n for n, source in enumerate(sources) if source.name == cursor.source)
         for number in range(start, len(sources)):
             position = cursor.position if cursor is not None and number == start else None
             for stored in await self._from(sources[number], position, wanted - len(found)):
@@ -230,8 +247,8 @@ class _Execution:
             position, tie = None, 0
             if cursor is not None:
                 position = cursor.position
-                before = source.resource_type < cursor.type
-                tie = 0 if source.resource_type == cursor.type else (-1 if before is not order.id_descending else 1)
+                before = source.resource_type < cursor.source
+                tie = 0 if source.resource_type == cursor.source else (-1 if before is not order.id_descending else 1)
             for stored in await self._from(source, position, wanted, tie):
                 found.append((order.position(stored), source.resource_type, (number, stored)))
         return [(number, position, stored) for position, _, (number, stored) in merged(order, found)[:wanted]]

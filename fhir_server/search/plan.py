@@ -61,6 +61,11 @@ class Source:
     order: Order
     contained: str = ""
 
+    @property
+    def name(self) -> str:
+        """Tells it from the plan's other sources, also when there are others the next time."""
+        return self.resource_type + ("#" if self.contained else "")
+
     def __str__(self) -> str:
         inside = f" for the {self.contained} they contain" if self.contained else ""
         by = ", ".join(f"{path} {'desc' if way < 0 else 'asc'}" for path, way in self.order.sort(0))

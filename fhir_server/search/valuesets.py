@@ -70,7 +70,9 @@ class Expansion:
             system, _, code = members.target.partition("|")
             concepts = await self._code_system(system)
             if concepts is None:
-                raise BadRequest(f"The code system {system!r} is not stored here, so :{members.relation} cannot be known")
+                raise BadRequest(
+                    f"The code system {system!r} is not stored here, so :{members.relation} cannot be known"
+                )
             found = {(system, c) for c in kin(concepts, code, members.relation)}
         return frozenset(token.key(system, code) for system, code in found)
 

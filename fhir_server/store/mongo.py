@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from bson import Timestamp
 from bson.codec_options import CodecOptions
 from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -23,7 +24,7 @@ from fhir_server.store.commit import Committer
 from fhir_server.store.history import History
 from fhir_server.store.indexes import Collections
 from fhir_server.store.lane import Lane, Waiting
-from fhir_server.store.protocol import Event, Extra, Find, HistoryPage, Index, Key, Put, Stored
+from fhir_server.store.protocol import Event, Extra, Find, HistoryPage, Index, Key, Put, SnapshotGone, Stored
 
 Document = dict[str, Any]
 DURABLE = WriteConcern(w="majority", j=True)
@@ -198,8 +199,11 @@ class MongoStore:
             {"$group": {"_id": "$x"}},
             {"$limit": limit},
         ]
-        cursor = await collection.aggregate(stages, allowDiskUse=True, session=snapshot)
-        return [document["_id"] async for document in cursor]
+        try:
+            cursor = await collection.aggregate(stages, allowDiskUse=True, session=snapshot)
+            return [document["_id"] async for document in cursor]
+        except OperationFailure as error:
+            raise _unavailable(error) from error
 
     async def count(self, resource_type: str, filter: Mapping[str, Any], limit: int = 0) -> int:
         options: dict[str, Any] = {"limit": limit} if limit else {}
@@ -224,9 +228,17 @@ class MongoStore:
         return answer
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[AsyncClientSession]:
+    async def snapshot(self, at: str = "") -> AsyncIterator[AsyncClientSession]:
         async with self.client.start_session(snapshot=True) as session:
+            if at:
+                # PyMongo has no public way to name the moment yet (DRIVERS-2782); without it, the snapshot is of now.
+                seconds, _, increment = at.partition(".")
+                session._snapshot_time = Timestamp(int(seconds), int(increment))  # type: ignore[assignment]
             yield session
+
+    def moment(self, token: Any) -> str:
+        seen = getattr(token, "_snapshot_time", None)
+        return f"{seen.time}.{seen.inc}" if isinstance(seen, Timestamp) else ""
 
     async def scan(
         self, resource_type: str, *, after: str = "", filter: Mapping[str, Any] | None = None
@@ -285,4 +297,6 @@ def _projection(find: Find) -> Document | None:
 def _unavailable(error: OperationFailure) -> Exception:
     if error.code == 50:  # MaxTimeMSExpired
         return Unavailable("The search took too long; narrow it, or try again later", retry_after=5)
+    if error.code == 239:  # SnapshotTooOld
+        return SnapshotGone()
     return error

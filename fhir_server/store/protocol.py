@@ -112,6 +112,10 @@ class Changed(Exception):
         self.claims = tuple(claims)
 
 
+class SnapshotGone(Exception):
+    """The moment that a find wanted to see is no longer kept."""
+
+
 # Work to be done in the very transaction of a commit; made by the store's own modules (outbox, timers) for others to pass in.
 Extra = Callable[[Any], Awaitable[None]]
 
@@ -144,8 +148,14 @@ class Store(Protocol):
 
     async def explain(self, find: Find) -> dict[str, Any]: ...
 
-    def snapshot(self) -> AbstractAsyncContextManager[Any]:
-        """`async with store.snapshot() as moment:` makes several Finds (their `snapshot=moment`) see one moment."""
+    def snapshot(self, at: str = "") -> AbstractAsyncContextManager[Any]:
+        """`async with store.snapshot() as token:` makes several Finds (their `snapshot=token`) see one moment.
+
+        `at`: a moment that an earlier snapshot saw. Finds raise SnapshotGone if it is too long ago (five minutes).
+        """
+
+    def moment(self, token: Any) -> str:
+        """The moment a snapshot sees, once something was read in it; "" if it cannot be seen again."""
 
     async def history(
         self,
