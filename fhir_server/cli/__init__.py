@@ -21,6 +21,11 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("fhir_server.cli.demo", "serve, with a sample population loaded"),
     "load": ("fhir_server.cli.load", "send bundles, resources, NDJSON and folders of them to a server"),
     "export": ("fhir_server.cli.export", "write every resource of a server to NDJSON files, one a type"),
+    "client": ("fhir_server.cli.clients", "register the apps and services that may ask for tokens"),
+    "user": ("fhir_server.cli.users", "add the people who log in"),
+    "token": ("fhir_server.cli.token", "print an access token for trying things out"),
+    "keys": ("fhir_server.cli.keys", "rotate the key that signs tokens"),
+    "audit": ("fhir_server.cli.audit", "check that no AuditEvent was changed or taken away"),
     "content": ("fhir_server.cli.content", "check, load or report the clinical content"),
     "version": ("fhir_server.cli.version", "print the versions that matter in a bug report"),
 }

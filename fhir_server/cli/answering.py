@@ -40,6 +40,8 @@ def answer(
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         backlog=BACKLOG,
+        ssl_certfile=settings.tls_cert or None,
+        ssl_keyfile=settings.tls_key or None,
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     _Answering(config, ready, parent).run(sockets=[listening])

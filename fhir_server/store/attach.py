@@ -1,0 +1,48 @@
+"""The database for a command beside a server: the one named, the embedded one that runs, or one started for the while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.write_concern import WriteConcern
+
+from fhir_server.store.embedded import USER, EmbeddedMongo, _is_mongod_on
+
+
+def running(data_dir: Path) -> str:
+    """The URL of the embedded mongod that a server runs on this directory; "" if none does."""
+    try:
+        pid = int((data_dir / "mongo" / "mongod.lock").read_text().strip() or 0)
+        if not pid or not _is_mongod_on(pid, data_dir / "mongo"):
+            return ""
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        port = int(words[words.index("--port") + 1])
+        password = (data_dir / "mongo.password").read_text()
+    except (OSError, ValueError, IndexError):
+        return ""
+    return f"mongodb://{USER}:{quote(password)}@127.0.0.1:{port}/?directConnection=true&authSource=admin"
+
+
+@contextmanager
+def database_url(mongo_url: str, data_dir: Path, *, cache_mb: int = 256) -> Iterator[str]:
+    """Blocking. Raises Unavailable if the directory is taken and its database cannot be found."""
+    url = mongo_url or running(data_dir)
+    if url:
+        yield url
+        return
+    mongo = EmbeddedMongo(data_dir, cache_mb=cache_mb)
+    try:
+        yield mongo.start()
+    finally:
+        mongo.stop()
+
+
+def connect(url: str, database: str) -> AsyncDatabase[dict[str, object]]:
+    """Close its `client` at the end."""
+    client: AsyncMongoClient[dict[str, object]] = AsyncMongoClient(url, appname="fhir-server-cli")
+    return client.get_database(database, write_concern=WriteConcern(w="majority", j=True))
