@@ -24,11 +24,11 @@ from pymongo.operations import ReplaceOne
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from fhir_server.errors import TooLarge, Unavailable
 from fhir_server.store import documents as d
 from fhir_server.store.indexes import Collections
 from fhir_server.store.lane import Lane, Waiting
 from fhir_server.store.protocol import Changed, Claim, Event, Extra, Put
+from fhir_server.store.refusals import in_words
 
 Document = dict[str, Any]
 Work = tuple[Sequence[Put], Sequence[Extra]]
@@ -83,7 +83,7 @@ class Committer:
                 (own,) = await self._transaction([waiting.item])
             except Exception as error:
                 if not waiting.done.done():
-                    waiting.done.set_exception(_in_words(error))
+                    waiting.done.set_exception(in_words(error, writing=True))
             else:
                 if not waiting.done.done():
                     waiting.done.set_result(own)
@@ -220,13 +220,3 @@ def _again(error: BaseException, deadline: float) -> bool:
         and error.has_error_label("TransientTransactionError")
         and time.monotonic() < deadline
     )
-
-
-def _in_words(error: Exception) -> Exception:
-    if isinstance(error, PyMongoError) and error.has_error_label("UnknownTransactionCommitResult"):
-        return Unavailable("The database went away; read again to see whether the write was kept", retry_after=5)
-    if isinstance(error, ConnectionFailure):
-        return Unavailable("The database does not answer; nothing was written", retry_after=5)
-    if isinstance(error, OperationFailure) and error.code in (257, 10334):  # TransactionTooLarge, BSONObjectTooLarge
-        return TooLarge("The resource, or the transaction as a whole, is larger than the database takes")
-    return error

@@ -73,7 +73,7 @@ class EmbeddedMongo:
             self.stop()
             raise
         self.url = (
-            f"mongodb://{USER}:{quote(password)}@127.0.0.1:{self._port}/?directConnection=true"
+            f"mongodb://{USER}:{quote(password)}@127.0.0.1:{self._port}/?replicaSet={REPLICA_SET}"
             "&authSource=admin&serverSelectionTimeoutMS=20000"
         )
         self._supervisor = threading.Thread(target=self._supervise, args=(binary,), name="mongod", daemon=True)

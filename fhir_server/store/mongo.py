@@ -13,18 +13,18 @@ from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 from pymongo.operations import UpdateOne
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from fhir_server.errors import Unavailable
 from fhir_server.store import documents as d
 from fhir_server.store.commit import Committer
 from fhir_server.store.history import History
 from fhir_server.store.indexes import Collections
 from fhir_server.store.lane import Lane, Waiting
-from fhir_server.store.protocol import Event, Extra, Find, HistoryPage, Index, Key, Put, SnapshotGone, Stored
+from fhir_server.store.protocol import Event, Extra, Find, HistoryPage, Index, Key, Put, Stored
+from fhir_server.store.refusals import answering
 
 Document = dict[str, Any]
 DURABLE = WriteConcern(w="majority", j=True)
@@ -82,6 +82,7 @@ class MongoStore:
 
     # Reads
 
+    @answering
     async def read(self, resource_type: str, id: str) -> Stored | None:
         lane = self._reads.get(resource_type)
         if lane is None:
@@ -104,6 +105,7 @@ class MongoStore:
 
         return serve
 
+    @answering
     async def read_many(self, keys: Sequence[Key]) -> dict[Key, Stored]:
         by_type: dict[str, list[str]] = {}
         for resource_type, id in dict.fromkeys(keys):
@@ -116,9 +118,11 @@ class MongoStore:
                     found[resource_type, document[d.ID]] = d.stored(resource_type, document)
         return found
 
+    @answering
     async def read_version(self, resource_type: str, id: str, version: int) -> Stored | None:
         return await self._history.version(resource_type, id, version)
 
+    @answering
     async def history(
         self,
         resource_type: str | None,
@@ -139,10 +143,12 @@ class MongoStore:
     async def commit(self, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
         return await self._committer.commit(puts, extras)
 
+    @answering
     async def claim_holder(self, key: str) -> str:
         claim = await self.database[d.CLAIMS].find_one({d.ID: key})
         return str(claim["h"]) if claim else ""
 
+    @answering
     async def replace_entries(self, resource_type: str, changes: Sequence[Stored]) -> int:
         if not changes:
             return 0
@@ -161,6 +167,7 @@ class MongoStore:
 
     # Finds
 
+    @answering
     async def find(self, find: Find) -> list[Stored]:
         if find.computed:
             return await self._find_computed(find)
@@ -173,18 +180,13 @@ class MongoStore:
             hint=find.hint,
             session=find.snapshot,
         )
-        try:
-            return [d.stored(find.resource_type, document) for document in await cursor.to_list()]
-        except OperationFailure as error:
-            raise _unavailable(error) from error
+        return [d.stored(find.resource_type, document) for document in await cursor.to_list()]
 
     async def _find_computed(self, find: Find) -> list[Stored]:
-        try:
-            cursor = await self._collection(find).aggregate(_pipeline(find), allowDiskUse=True, session=find.snapshot)
-            return [d.stored(find.resource_type, document) for document in await cursor.to_list()]
-        except OperationFailure as error:
-            raise _unavailable(error) from error
+        cursor = await self._collection(find).aggregate(_pipeline(find), allowDiskUse=True, session=find.snapshot)
+        return [d.stored(find.resource_type, document) for document in await cursor.to_list()]
 
+    @answering
     async def distinct(
         self, resource_type: str, path: str, filter: Mapping[str, Any], limit: int, snapshot: Any = None
     ) -> list[Any]:
@@ -199,16 +201,15 @@ class MongoStore:
             {"$group": {"_id": "$x"}},
             {"$limit": limit},
         ]
-        try:
-            cursor = await collection.aggregate(stages, allowDiskUse=True, session=snapshot)
-            return [document["_id"] async for document in cursor]
-        except OperationFailure as error:
-            raise _unavailable(error) from error
+        cursor = await collection.aggregate(stages, allowDiskUse=True, session=snapshot)
+        return [document["_id"] async for document in cursor]
 
+    @answering
     async def count(self, resource_type: str, filter: Mapping[str, Any], limit: int = 0) -> int:
         options: dict[str, Any] = {"limit": limit} if limit else {}
         return await self.database[resource_type].count_documents(filter, **options)
 
+    @answering
     async def explain(self, find: Find) -> dict[str, Any]:
         """MongoDB's own executionStats for this find."""
         if find.computed:
@@ -252,12 +253,15 @@ class MongoStore:
     async def ensure_indexes(self, resource_type: str) -> None:
         await self.collections.build(resource_type)
 
+    @answering
     async def resource_types(self) -> list[str]:
         return await self.collections.types()
 
+    @answering
     async def setting(self, name: str) -> dict[str, Any] | None:
         return await self.database[d.SETTINGS].find_one({d.ID: name})
 
+    @answering
     async def set_setting(self, name: str, value: Mapping[str, Any], *, if_absent: bool = False) -> None:
         change = {"$setOnInsert": dict(value)} if if_absent else {"$set": dict(value)}
         await self.database[d.SETTINGS].update_one({d.ID: name}, change, upsert=True)
@@ -292,11 +296,3 @@ def _projection(find: Find) -> Document | None:
         wanted[d.RAW] = 1
     wanted.update((d.entry_path(name), 1) for name in find.entries)
     return wanted
-
-
-def _unavailable(error: OperationFailure) -> Exception:
-    if error.code == 50:  # MaxTimeMSExpired
-        return Unavailable("The search took too long; narrow it, or try again later", retry_after=5)
-    if error.code == 239:  # SnapshotTooOld
-        return SnapshotGone()
-    return error
