@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from fhir_server.automation.cases import run as play
 from fhir_server.automation.definitions import Definitions, version_key
 from fhir_server.automation.plans import check as check_plan
 from fhir_server.automation.plans import is_rule
+from fhir_server.automation.report import report as markdown
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.vocabulary import DEVICE, split_canonical
 from fhir_server.errors import FhirError
@@ -78,6 +80,12 @@ def check() -> list[str]:
         if is_rule(file.resource) and file.resource.get("status") == "active" and file.resource["id"] not in covered:
             problems.append(f"{file.path}: no case names this rule")
     return problems
+
+
+def report() -> str:
+    """docs/content.md: every score, rule and questionnaire with its source and status, in Markdown."""
+    counts: Counter[str] = Counter(rule for case in _all_cases() for rule in case.rules)
+    return markdown((file.resource for file in content()), counts)
 
 
 def _canonicals(resource: Resource, known: Definitions) -> Iterator[str]:

@@ -44,7 +44,7 @@ def keys(outcome: Outcome) -> list[Key]:
     for change in outcome.changes:
         found.append(change.key)
         found.append(("Provenance", provenance_id(outcome.patient, change.slot.key, change.slot.n)))
-    found += [("Provenance", _tags_provenance(outcome.patient, rule)) for rule in outcome.retagged]
+    found += [("Provenance", tags_provenance_id(outcome.patient, rule)) for rule in outcome.retagged]
     return found
 
 
@@ -109,7 +109,7 @@ class _Writer:
     def tags_provenance(self, rule: str) -> None:
         decision = self._outcome.decisions[rule]
         target = f"Patient/{self._outcome.patient}"
-        id = _tags_provenance(self._outcome.patient, rule)
+        id = tags_provenance_id(self._outcome.patient, rule)
         self._provenance(id, target, rule, decision.canonical, decision.sources, decision.trails, not decision.tags)
 
     def _provenance(
@@ -146,5 +146,5 @@ class _Writer:
         return True
 
 
-def _tags_provenance(patient: str, rule: str) -> str:
+def tags_provenance_id(patient: str, rule: str) -> str:
     return identity(patient, f"{rule}#tags/provenance")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fhir_server.automation import effects as made
+from fhir_server.automation.backfill import Backfills
 from fhir_server.automation.chart import Chart
 from fhir_server.automation.charts import Charts
 from fhir_server.automation.definitions import Definitions, version_key
@@ -80,6 +81,7 @@ class Worker:
         self.outbox = Outbox(database)
         self.ledgers = Ledgers(database)
         self.metrics = Metrics()
+        self.backfills = Backfills(server, self.outbox, self.notify)
         self.book = Rulebook(Definitions())
         self.name = secrets.token_hex(6)
         self._database = database
@@ -111,6 +113,7 @@ class Worker:
         loops = [self._keep_rules()]
         if act:
             loops += [*(self._lane() for _ in range(self._lanes)), self._sweep(), self._watch(), self._clock()]
+            loops.append(self.backfills.resume())
         self._tasks = [asyncio.create_task(one) for one in loops]
 
     async def stop(self) -> None:
@@ -120,6 +123,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        await self.backfills.close()
         self._functions.close()
         with contextlib.suppress(Exception):
             await self.ledgers.release(self.name)

@@ -33,6 +33,7 @@ class World:
         self.chart = Chart(patient)
         self.outbox: list[Event] = []
         self.outcomes: list[Outcome] = []
+        self.derived: dict[Key, Resource] = {}  # what rules wrote, as it first was
         self.issues: list[Issue] = []  # what is wrong with derived resources
         self._validator = validator
         self._count = 0
@@ -152,6 +153,8 @@ class World:
             woken = outcome.woken.get(rule)
             event = woken.event if woken is not None else None
             chain = (*event.cause.chain, event.id) if event is not None else ()
+            if canonical:
+                self.derived.setdefault((resource["resourceType"], resource["id"]), resource)
             stored = self.write(resource, Cause(chain, canonical or rule, DEVICE))
             if self._validator is not None:
                 self.issues += [issue for issue in self._validator.check(load(stored.raw)) if issue.is_error]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
-from fhir_server.operations import assess_risk, meta, validate
+from fhir_server.operations import assess_risk, explain, hooks, meta, plans, validate
 
 Function = Callable[[Server, Context, Call], Awaitable[Answer]]
 
@@ -39,6 +39,21 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("meta-add", meta.meta_add, _FHIR + "Resource-meta-add", instance=True, affects_state=True),
     Operation("meta-delete", meta.meta_delete, _FHIR + "Resource-meta-delete", instance=True, affects_state=True),
     Operation("assess-risk", assess_risk.assess_risk, _OURS + "assess-risk", ("Patient",), system=True, instance=True),
+    Operation("explain", explain.explain, _OURS + "explain", instance=True),
+    Operation("await-hooks", hooks.await_hooks, _OURS + "await-hooks", system=True),
+    Operation("hook-status", hooks.hook_status, _OURS + "hook-status", system=True),
+    Operation("hook-retry", hooks.hook_retry, _OURS + "hook-retry", system=True, affects_state=True),
+    Operation("hook-event", hooks.hook_event, _OURS + "hook-event", system=True, affects_state=True),
+    Operation("dry-run", plans.dry_run, _OURS + "PlanDefinition-dry-run", ("PlanDefinition",), instance=True),
+    Operation(
+        "backfill",
+        plans.backfill,
+        _OURS + "PlanDefinition-backfill",
+        ("PlanDefinition",),
+        instance=True,
+        affects_state=True,
+    ),
+    Operation("apply", plans.apply, _FHIR + "PlanDefinition-apply", ("PlanDefinition",), instance=True),
 )
 
 
