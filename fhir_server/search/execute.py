@@ -5,6 +5,7 @@ A search is one database command unless it chains, includes or counts; several c
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from fhir_server.store.documents import ID, PATIENTS, entry_path
 from fhir_server.store.protocol import Find, SnapshotGone, Store, Stored
 
 MOST_REFERENCES = 20_000  # that a chain, _has or _list may lead through
+SNAPSHOTS = 4  # attempts to see one moment; the last one goes without
 ESTIMATE = 10_000  # up to here an estimated total is counted
 
 log = logging.getLogger(__name__)
@@ -89,26 +91,34 @@ class _Execution:
 
     async def page(self) -> Page:
         cursor = self._cursor()
-        try:
-            return await self._page(cursor)
-        except SnapshotGone:
-            assert cursor is not None
-            self.results, self.finds = [], []
-            page = await self._page(replace(cursor, moment=""))
-            page.issues.append(
-                Issue(
-                    "warning",
-                    "informational",
-                    "The first page is long ago: what was changed since may be missing here or be there twice",
+        late = False
+        for attempt in range(SNAPSHOTS):
+            try:
+                page = await self._page(cursor, attempt < SNAPSHOTS - 1)
+            except SnapshotGone:
+                self.results, self.finds, self.snapshot = [], [], None
+                if cursor is not None and cursor.moment:
+                    cursor, late = replace(cursor, moment=""), True
+                else:
+                    # A collection or index was made a moment ago and is not yet part of any moment.
+                    await asyncio.sleep(0.02)
+                continue
+            if late:
+                page.issues.append(
+                    Issue(
+                        "warning",
+                        "informational",
+                        "The first page is long ago: what was changed since may be missing here or be there twice",
+                    )
                 )
-            )
             return page
+        raise AssertionError("without a snapshot none can be gone")
 
     def _cursor(self) -> Cursor | None:
         text = self.query.cursor
-        return Cursor.open(text, self.key, _identity(self.query)) if text else None
+        return Cursor.open(text, self.key, identity(self.query)) if text else None
 
-    async def _page(self, cursor: Cursor | None) -> Page:
+    async def _page(self, cursor: Cursor | None, one_moment: bool) -> Page:
         query = self.query
         issues = [
             Issue("warning", "not-supported", f"Parameter {name!r} is not known here and was ignored")
@@ -118,7 +128,7 @@ class _Execution:
         moving = any(source.order.keys for source in self.plan.sources)
         several = self.plan.steps or query.includes or query.revincludes or query.total != "none"
         async with AsyncExitStack() as stack:
-            if moving or several:
+            if one_moment and (moving or several):
                 at = cursor.moment if cursor is not None else ""
                 self.snapshot = await stack.enter_async_context(self.store.snapshot(at))
             for step in self.plan.steps:
@@ -133,8 +143,8 @@ class _Execution:
             following = None
             if more:
                 number, position, _ = found[-1]
-                moment = self.store.moment(self.snapshot) if moving else ""
-                following = Cursor(sources[number].name, position, moment).seal(self.key, _identity(query))
+                moment = self.store.moment(self.snapshot) if moving and self.snapshot is not None else ""
+                following = Cursor(sources[number].name, position, moment).seal(self.key, identity(query))
             includes = Includes(self.store, self.registry, self.restrict, self.snapshot)
             included = await includes.of(query, [m for (n, _, m) in found if not sources[n].contained])
             issues += includes.issues
@@ -201,7 +211,10 @@ class _Execution:
         found: list[tuple[int, Position, Stored]] = []
         start = 0
         if cursor is not None:
-            start = next(n for n, source in enumerate(sources) if source.name == cursor.source)
+            names = [source.name for source in sources]
+            if cursor.source not in names:
+                raise BadRequest("Parameter '_cursor' goes on in a type that is not searched; start again")
+            start = names.index(cursor.source)
         for number in range(start, len(sources)):
             position = cursor.position if cursor is not None and number == start else None
             for stored in await self._from(sources[number], position, wanted - len(found)):
@@ -330,7 +343,7 @@ def _filled(filter: Any, results: Sequence[list[str]]) -> Any:
     return filter
 
 
-def _identity(query: Query) -> str:
+def identity(query: Query) -> str:
     """What a cursor belongs to: the search, whatever the page size and presentation."""
     own = ("_count", "_total", "_summary", "_elements", "_include", "_revinclude", "_explain")
     kept = [(n, v) for n, v in query.pairs if n.partition(":")[0] not in own]

@@ -116,6 +116,8 @@ class _Parser:
         for name, value in pairs:
             if name in PRESENTATION:
                 if name == "_cursor":
+                    if not value:
+                        raise BadRequest("Parameter '_cursor' has an empty value")
                     options["cursor"] = value
                 continue
             try:
