@@ -9,16 +9,18 @@ from typing import ParamSpec, TypeVar
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
 from fhir_server.errors import TooLarge, Unavailable
+from fhir_server.store.protocol import SnapshotGone
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 MAX_TIME_EXPIRED = 50
+SNAPSHOT_GONE = (239, 246)  # SnapshotTooOld; SnapshotUnavailable: the collection or an index is younger
 TOO_LARGE = (257, 10334)  # TransactionTooLargeForCache, BSONObjectTooLarge
 
 
 def in_words(error: Exception, *, writing: bool = False) -> Exception:
-    """A PyMongoError → Unavailable or TooLarge where that is what it means; any other error as it is."""
+    """A PyMongoError → Unavailable, TooLarge or SnapshotGone where that is what it means; any other error as it is."""
     if not isinstance(error, PyMongoError):
         return error
     if error.has_error_label("UnknownTransactionCommitResult"):
@@ -28,6 +30,8 @@ def in_words(error: Exception, *, writing: bool = False) -> Exception:
         return Unavailable(text, retry_after=5)
     if isinstance(error, OperationFailure) and error.code == MAX_TIME_EXPIRED:
         return Unavailable("The search took too long; narrow it, or try again later", retry_after=5)
+    if isinstance(error, OperationFailure) and error.code in SNAPSHOT_GONE:
+        return SnapshotGone()
     if isinstance(error, OperationFailure) and error.code in TOO_LARGE:
         return TooLarge("The resource, or the transaction as a whole, is larger than the database takes")
     return error
