@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
-import importlib.util
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from fhir_server.cli.answering import base_url
@@ -27,7 +24,6 @@ from fhir_server.model.resource import dump
 from fhir_server.settings import Settings
 
 FOLDERS = ("terminology", "profiles", "resources")  # what others refer to comes first
-RULES = "fhir_server.automation.content"  # check() → lines saying what is wrong; report() → Markdown
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,39 +48,34 @@ def _resources() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _check() -> int:
+    """Every file by itself here; what they say to each other, and their cases, in `automation.content`."""
+    from fhir_server.automation import content as rules
     from fhir_server.validation import Validator
 
     validator = Validator()
     problems: list[str] = []
-    seen: dict[tuple[str, str], Path] = {}
+    seen: dict[str, Path] = {}
     count = 0
     for folder in FOLDERS:
         for path in content.files(folder):
             count += 1
             try:
                 resource = content.read(path)
-            except FhirError as error:
-                problems.append(f"{path}: {error.diagnostics}")
-                continue
+            except FhirError:
+                continue  # named below
             problems += [
                 f"{path}: {issue.diagnostics} ({', '.join(issue.expression)})"
                 for issue in validator.check(resource)
                 if issue.is_error
             ]
-            for key in (("id", f"{resource.get('resourceType')}/{resource.get('id')}"), ("url", _canonical(resource))):
-                if key[1] and seen.setdefault(key, path) != path:
-                    problems.append(f"{path}: {key[0]} {key[1]} is also that of {seen[key]}")
-    rules = _rules()
-    if rules is not None:
-        problems += rules.check()
+            key = f"{resource.get('resourceType')}/{resource.get('id')}"
+            if seen.setdefault(key, path) != path:
+                problems.append(f"{path}: {key} is also in {seen[key]}")
+    problems += rules.check()
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"content: {count} resources, {len(problems)} problems")
     return 1 if problems else 0
-
-
-def _canonical(resource: dict[str, Any]) -> str:
-    return f"{resource['url']}|{resource.get('version', '')}" if "url" in resource else ""
 
 
 def _load(args: argparse.Namespace) -> int:
@@ -106,18 +97,11 @@ async def _send(items: list[Item], base: str, token: str) -> Report:
 
 
 def _report(args: argparse.Namespace) -> int:
-    rules = _rules()
-    if rules is None:
-        raise FhirError(f"There is nothing to report: {RULES} is not part of this installation")
-    text: str = rules.report()
+    from fhir_server.automation import content as rules
+
+    text = rules.report()
     if args.output:
         args.output.write_text(text, encoding="utf-8")
     else:
-        print(text)
+        print(text, end="")
     return 0
-
-
-def _rules() -> ModuleType | None:
-    if importlib.util.find_spec(RULES) is None:
-        return None
-    return importlib.import_module(RULES)

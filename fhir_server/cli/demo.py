@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import msgspec
 
 from fhir_server.cli import options, population
+from fhir_server.cli import token as tokens
 from fhir_server.cli.answering import base_url
+from fhir_server.cli.authority import with_authority
 from fhir_server.cli.client import Client, Refused, connect
 from fhir_server.cli.load import conclude
 from fhir_server.cli.loading.meter import Bar, Plain, meter
@@ -28,19 +32,28 @@ from fhir_server.settings import Settings
 
 DATA_DIR = Path(".demo")
 
+TOKEN_SECONDS = 7 * 86400
+SCOPE = "system/*.cruds"
+
 NEXT = """
 ready on {base}
 
 The sample population is in it: 36 invented people, Chinese and international, check-ups from 2019 to 2026.
-Open in a browser
-  {base}/Patient?_count=10&_pretty=true
+Try in another terminal
+  {curl} '{base}/Patient?name=wang&_pretty=true'
+  {curl} '{base}/Observation?patient=sample-01&code=http://loinc.org%7C85354-9&_sort=-date&_count=3&_pretty=true'
+  {curl} '{base}/Task?patient=sample-01&_pretty=true'
+(people called Wang; the last blood pressures of the first of them; what the rules want done about it), or look at
   {base}/metadata?_pretty=true
-or in another terminal
-  curl '{base}/Patient?name=wang&_pretty=true'
-  curl '{base}/Observation?patient=sample-01&code=http://loinc.org%7C85354-9&_sort=-date&_count=3&_pretty=true'
-  curl '{base}/Patient?_has:Condition:patient:code=http://hl7.org/fhir/sid/icd-10%7CI10&_summary=count'
 {note}
 Ctrl-C stops it; the data stays in {data_dir} and is there at the next start.
+"""
+AUTHORIZED = """
+The token in {file} opens everything for a week; each start makes a new one. `fhir-server user` and `fhir-server client`
+add people and apps: docs/authorization.md.
+"""
+OPEN_TO_ALL = """
+It serves without authorization, to this machine only.
 """
 
 
@@ -49,35 +62,49 @@ class _Count(msgspec.Struct):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    options.configure(parser, without=("open",))
+    options.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     args.data_dir = args.data_dir or DATA_DIR
-    settings = options.settings_of(args, open=True)
+    settings = options.settings_of(args)
     check(settings)
     print(f"starting the server and its MongoDB in {settings.data_dir} …", flush=True)
-    supervisor = Supervisor(settings, lambda port: _fill_in_background(settings, port))
+
+    def ready(_port: int) -> None:
+        threading.Thread(target=_fill, args=(supervisor.settings,), name="population", daemon=True).start()
+
+    supervisor = Supervisor(settings, ready)
     return supervisor.run()
 
 
-def _fill_in_background(settings: Settings, port: int) -> None:
-    threading.Thread(target=_fill, args=(settings, port), name="population", daemon=True).start()
-
-
-def _fill(settings: Settings, port: int) -> None:
-    base = base_url(settings, port)
+def _fill(settings: Settings) -> None:
+    base = base_url(settings, settings.port)
+    token, curl, note = "", "curl", OPEN_TO_ALL
+    if not settings.open:
+        token = _token(settings)
+        file = settings.data_dir.resolve() / "token"
+        file.touch(mode=0o600)
+        file.write_text(token)
+        curl = f'curl -H "Authorization: Bearer $(cat {shlex.quote(str(file))})"'
+        note = AUTHORIZED.format(file=file)
     try:
-        asyncio.run(_load(base))
+        asyncio.run(_load(base, token))
     except Refused as refused:
         print(f"The sample population could not be loaded: {refused}", file=sys.stderr)
         return
-    note = "\nIt serves without authorization, to this machine only. `fhir-server serve` is the real thing."
-    print(NEXT.format(base=base, data_dir=settings.data_dir, note=note), flush=True)
+    print(NEXT.format(base=base, curl=curl, data_dir=settings.data_dir, note=note), flush=True)
 
 
-async def _load(base: str) -> None:
-    async with connect(base) as client:
+def _token(settings: Settings) -> str:
+    """What `fhir-server token` prints."""
+    wanted = {"scope": SCOPE, "patient": "", "user": "", "ttl": TOKEN_SECONDS}
+    args = argparse.Namespace(**{field.name: getattr(settings, field.name) for field in fields(settings)}, **wanted)
+    return with_authority(args, lambda authority: tokens.make(authority, args))
+
+
+async def _load(base: str, token: str) -> None:
+    async with connect(base, token) as client:
         if await _is_there(client):
             return
         began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import fhir_server
@@ -28,24 +29,30 @@ def test_help_names_every_command() -> None:
 
 
 def test_the_demo_loads_once_and_keeps_its_data(start: Start, tmp_path: Path) -> None:
-    """The lines that are printed for people are the lines that work."""
-    import shlex
-    import subprocess
-
-    first = start("demo", "--port", 0, "--no-automation", "--data-dir", tmp_path / "demo")
+    """The lines that are printed for people are the lines that work, and work only with the token."""
+    words = ["demo", "--port", 0, "--no-automation", "--data-dir", tmp_path / "demo"]
+    first = start(*words)
     first.line("Ctrl-C stops it")
-    summary = first.line("6,")
-    assert " created, 0 already there" in summary
+    assert any(line.endswith("created, 0 already there") for line in first.lines)
     curls = [line.strip() for line in first.lines if line.strip().startswith("curl ")]
     assert len(curls) == 3
     for curl in curls:
-        words = shlex.split(curl)
-        answer = subprocess.run([words[0], "-sS", "--fail", *words[1:]], capture_output=True, text=True, check=False)
+        answer = shell(curl.replace("curl ", "curl -sS --fail ", 1))
         assert answer.returncode == 0, f"{curl}\n{answer.stderr}{answer.stdout}"
         assert '"Bundle"' in answer.stdout
+    assert "王" in shell(curls[0]).stdout
+    assert "401" in shell(f"curl -s -o /dev/null -w '%{{http_code}}' {first.base}/Patient").stdout
+    assert (tmp_path / "demo" / "token").stat().st_mode & 0o777 == 0o600
     assert first.stop() == 0
 
-    second = start("demo", "--port", 0, "--no-automation", "--data-dir", tmp_path / "demo")
+    second = start(*words)
     second.line("Ctrl-C stops it")
     assert not any("created" in line for line in second.lines)
+    curl = next(line.strip() for line in second.lines if line.strip().startswith("curl "))
+    assert "王" in shell(curl).stdout
     assert second.stop() == 0
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """As a person pastes it."""
+    return subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
