@@ -36,7 +36,8 @@ def period(value: Mapping[str, Any]) -> list[Entry]:
     start, end = moment(value.get("start")), moment(value.get("end"))
     if not start and not end:
         return []
-    return [{"lo": start[0]["lo"] if start else BEGINNING, "hi": end[0]["hi"] if end else END}]
+    lo, hi = start[0]["lo"] if start else BEGINNING, end[0]["hi"] if end else END
+    return [{"lo": lo, "hi": hi}] if lo < hi else []  # one that ends before it starts is none
 
 
 def timing(value: Mapping[str, Any]) -> list[Entry]:
