@@ -187,6 +187,17 @@ class Policy:
                     return
         raise self.refuse_write(stored.resource_type)
 
+    def may_choose_id(self, principal: Principal, resource_type: str) -> bool:
+        """Whether an update may create under an id of the client's choice.
+
+        For one who is limited to some patients it may not: whether it works would tell whether the id is taken by a
+        resource of somebody else. Refuse with `refuse_write` whenever nothing is visible, there or not.
+        """
+        return principal.everything or any(
+            one.patients is None and not one.parameters and not one.excluded
+            for one in self._alternatives(principal, "u", resource_type)
+        )
+
     def refuse_write(self, resource_type: str) -> Forbidden:
         """The same words whatever is or is not there."""
         return Forbidden(f"The token does not allow this {resource_type}: it is outside the token's reach")

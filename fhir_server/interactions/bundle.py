@@ -254,12 +254,13 @@ async def _prepare_one(
     if call.method == "DELETE":
         entry.put = write.prepare_delete(server, context, visible)
         return
-    if visible is None and previous is not None:
-        raise server.policy.refuse_write(resource_type)
     if call.method == "PATCH":
         current = write.existing(visible, resource_type, id)
         body = patch_document.from_entry(call.resource or {})(load(current.raw))
     else:
+        free = previous is None and server.policy.may_choose_id(context.principal, resource_type)
+        if visible is None and id != entry.new_id and not free:
+            raise server.policy.refuse_write(resource_type)
         body = call.resource or {}
         if call.method == "PUT" and len(call.path) == 2:
             write.check_body_id(body, id)

@@ -84,6 +84,8 @@ async def update(
             return await write.update(server, context, resource_type, match.id, body, if_match=if_match)
         if id is None:
             return await write.create(server, context, resource_type, body, claim=claim)
+        if not server.policy.may_choose_id(context.principal, resource_type):
+            raise server.policy.refuse_write(resource_type)
         if await server.store.read(resource_type, str(id)) is not None:
             raise Conflict(f"Nothing matches {_text(criteria)}, but {resource_type}/{id} exists already")
         return await write.update(server, context, resource_type, str(id), body, claim=claim)

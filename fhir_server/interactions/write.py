@@ -223,7 +223,9 @@ async def rewrite(
         check_preconditions(visible, resource_type, id, if_match, if_none_match)
         if must_exist:
             existing(visible, resource_type, id)
-        if visible is None and previous is not None:
+        if visible is None and (
+            previous is not None or not server.policy.may_choose_id(context.principal, resource_type)
+        ):
             raise server.policy.refuse_write(resource_type)
         live = previous is not None and not previous.deleted
         if not live:
@@ -269,8 +271,11 @@ def prepare_delete(server: Server, context: Context, previous: Stored | None) ->
     if previous is None or previous.deleted:
         return None
     updated = moment(server, previous)
+    # A tombstone keeps the labels of what it ends: who must not see the one must not see the other.
+    labels = (load(previous.raw).get("meta") or {}).get("security") if b'"security"' in previous.raw else None
+    raw = dump({"meta": {"security": labels}}) if labels else b""
     stored = Stored(
-        previous.resource_type, previous.id, previous.version + 1, updated, b"", True, "delete", previous.patients
+        previous.resource_type, previous.id, previous.version + 1, updated, raw, True, "delete", previous.patients
     )
     return Put(stored, previous, None, context.cause)
 
