@@ -373,7 +373,7 @@ class _Parser:
         refusals: list[UnknownParameter] = []
         for target in targets:
             try:
-                found.append((target, self.condition(target, rest, value, depth + 1)))
+                found.append((target, self._inner(target, name, rest, value, depth)))
             except UnknownParameter as error:
                 refusals.append(error)
         if not found:
@@ -394,7 +394,14 @@ class _Parser:
         parameter = self._parameter(source, code, name)
         if parameter.type != "reference" or (parameter.targets and resource_type not in parameter.targets):
             raise BadRequest(f"Parameter {name!r}: {source}.{code} does not refer to {resource_type}")
-        return Has(resource_type, parameter, self.condition(source, rest, value, depth + 1))
+        return Has(resource_type, parameter, self._inner(source, name, rest, value, depth))
+
+    def _inner(self, resource_type: str, name: str, rest: str, value: str, depth: int) -> Condition:
+        """The condition at the end of a link; what is wrong with it is said of the whole chain."""
+        try:
+            return self.condition(resource_type, rest, value, depth + 1)
+        except BadRequest as error:
+            raise type(error)(error.diagnostics.replace(repr(rest), repr(name), 1)) from None
 
     # Parameters that are no entries
 
