@@ -18,6 +18,7 @@ from fhir_server.errors import FhirError
 # name → (module, what it does). docs/cli.md describes each; a test compares.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("fhir_server.cli.serve", "answer requests, with an embedded MongoDB unless --mongo-url is given"),
+    "worker": ("fhir_server.cli.worker", "run the hooks engine apart from serve"),
     "demo": ("fhir_server.cli.demo", "serve, with a sample population loaded"),
     "load": ("fhir_server.cli.load", "send bundles, resources, NDJSON and folders of them to a server"),
     "export": ("fhir_server.cli.export", "write every resource of a server to NDJSON files, one a type"),

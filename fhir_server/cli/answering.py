@@ -100,7 +100,8 @@ def listen(host: str, port: int, *, shared: bool = False, bound_only: bool = Fal
 
 def base_url(settings: Settings, port: int) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return settings.public_url or f"http://{host}:{port}{settings.base_path}"
+    scheme = "https" if settings.tls_cert else "http"
+    return settings.public_url or f"{scheme}://{host}:{port}{settings.base_path}"
 
 
 def is_loopback(host: str) -> bool:

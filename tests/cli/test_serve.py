@@ -103,3 +103,24 @@ def test_workers_end_when_their_parent_is_killed(start: Start, tmp_path: Path) -
     assert len(family) == 3
     server.stop(signal.SIGKILL)
     eventually(lambda: not any(alive(pid) for pid in family))
+
+
+def test_a_worker_apart_does_what_the_hooks_want(start: Start, mongo_url: str) -> None:
+    """A body mass index becomes tags of the patient, though the server itself runs no automation."""
+    place = {"FHIR_MONGO_URL": mongo_url, "FHIR_DATABASE": f"apart{os.getpid()}"}
+    base = start("serve", "--port", 0, "--open", "--no-automation", **place).base
+    worker = start("worker", **place)
+    worker.line("working on ")
+    patient = {"resourceType": "Patient", "id": "p", "birthDate": "1970-01-01", "gender": "female"}
+    assert httpx.put(f"{base}/Patient/p", json=patient, timeout=20).status_code == 201
+    observation = {
+        "resourceType": "Observation",
+        "status": "final",
+        "code": {"coding": [{"system": "http://loinc.org", "code": "39156-5"}]},
+        "subject": {"reference": "Patient/p"},
+        "effectiveDateTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "valueQuantity": {"value": 31.2, "system": "http://unitsofmeasure.org", "code": "kg/m2"},
+    }
+    assert httpx.post(f"{base}/Observation", json=observation, timeout=20).status_code == 201
+    eventually(lambda: "tag" in httpx.get(f"{base}/Patient/p", timeout=20).json()["meta"])
+    assert worker.stop() == 0
