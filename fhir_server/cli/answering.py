@@ -7,7 +7,6 @@ import contextlib
 import gc
 import ipaddress
 import json
-import logging
 import signal
 import socket
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
+from fhir_server.cli import logs
 from fhir_server.errors import FhirError
 from fhir_server.settings import Settings
 
@@ -30,6 +30,7 @@ def answer(
     """Serve until a signal, or until `parent` (a worker's channel) closes. `ready` is called when requests are taken."""
     from fhir_server import app
 
+    logs.configure(settings.log_level)
     config = uvicorn.Config(
         app.create(settings),
         loop="uvloop" if _has("uvloop") else "asyncio",
@@ -43,7 +44,6 @@ def answer(
         ssl_certfile=settings.tls_cert or None,
         ssl_keyfile=settings.tls_key or None,
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     _Answering(config, ready, parent).run(sockets=[listening])
     return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shlex
 import sys
 import threading
@@ -28,6 +29,7 @@ from fhir_server.cli.loading.sender import Report, Sender
 from fhir_server.cli.population.people import people
 from fhir_server.cli.serve import check
 from fhir_server.cli.supervise import Supervisor
+from fhir_server.errors import FhirError
 from fhir_server.settings import Settings
 
 DATA_DIR = Path(".demo")
@@ -67,6 +69,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     args.data_dir = args.data_dir or DATA_DIR
+    # A line for each request would bury the progress bar and what to try next.
+    args.log_level = args.log_level or os.environ.get("FHIR_LOG_LEVEL") or "warning"
     settings = options.settings_of(args)
     check(settings)
     print(f"starting the server and its MongoDB in {settings.data_dir} …", flush=True)
@@ -90,7 +94,7 @@ def _fill(settings: Settings) -> None:
         note = AUTHORIZED.format(file=file)
     try:
         asyncio.run(_load(base, token))
-    except Refused as refused:
+    except (Refused, FhirError) as refused:
         print(f"The sample population could not be loaded: {refused}", file=sys.stderr)
         return
     print(NEXT.format(base=base, curl=curl, data_dir=settings.data_dir, note=note), flush=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from fhir_server.cli import options
 from fhir_server.cli.answering import answer, base_url, is_loopback, listen
+from fhir_server.cli.logs import LEVELS
 from fhir_server.errors import FhirError
 from fhir_server.settings import Settings
 
@@ -34,6 +35,8 @@ def check(settings: Settings) -> None:
             f"--open serves without authorization and is for this machine alone: "
             f"{settings.host} is not a loopback address. Leave --open out, or use --host 127.0.0.1"
         )
+    if settings.log_level.lower() not in LEVELS:
+        raise FhirError(f"--log-level {settings.log_level}: must be one of {', '.join(LEVELS)}")
     if settings.workers < 1:
         raise FhirError(f"--workers {settings.workers}: at least one process must answer")
 

@@ -14,7 +14,7 @@ from fhir_server.errors import BadRequest, FhirError, TooLarge, UnsupportedMedia
 from fhir_server.http import failures, wire
 from fhir_server.http.audited import accesses
 from fhir_server.http.middleware import Receive, Scope, Send
-from fhir_server.http.routes import dispatch, shape
+from fhir_server.http.routes import dispatch, known_shape
 from fhir_server.interactions.call import Call, parse_query
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.patch_document import JSON_PATCH
@@ -63,7 +63,7 @@ class FhirApplication:
             path = scope["path"][len(self._base_path) :] if scope["path"].startswith(self._base_path) else scope["path"]
             query = parse_query(scope["query_string"].decode("ascii", "strict")) if scope["query_string"] else []
             call = wire.from_scope(method, path, query, headers)
-            scope["route_shape"] = shape(call.path)
+            scope["route_shape"] = known_shape(call.path)
             wanted = wire.wish(headers, query)
             if method in ("POST", "PUT", "PATCH"):
                 await self._read_body(call, scope, receive)

@@ -19,7 +19,7 @@ log = logging.getLogger("fhir_server.http")
 def answer(error: Exception, request_id: str) -> Answer:
     if isinstance(error, FhirError) and error.status != 500:
         return Answer(error.status, issues=error.issues, headers=dict(error.headers))
-    log.error("request %s failed", request_id, exc_info=error)
+    log.error("request %s failed", request_id, exc_info=error, extra={"fields": {"request": request_id}})
     text = f"The server failed to carry out the request; its log has the details under the request id {request_id}"
     return Answer(500, issues=[Issue("fatal", "exception", text)])
 

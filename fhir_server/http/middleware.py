@@ -86,7 +86,14 @@ class Observed:
             route = scope.get("route_shape", "other")
             self._figures.observe(scope["method"], route, status, seconds)
             if log.isEnabledFor(logging.INFO):
-                log.info("%s %s %d %.1fms %s", scope["method"], route, status, seconds * 1000, request_id)
+                fields = {
+                    "request": request_id,
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "ms": round(seconds * 1000, 1),
+                }
+                log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
 
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:

@@ -97,6 +97,12 @@ def shape(path: tuple[str, ...]) -> str:
     return "/".join([part if part in _FIXED else "$" if part[0] == "$" else "{}" for part in path])
 
 
+def known_shape(path: tuple[str, ...]) -> str:
+    """The shape, or `other`: the log and the figures have a bounded number of routes, whatever is asked for."""
+    found = shape(path)
+    return found if found in _TABLE else "other"
+
+
 async def dispatch(server: Server, context: Context, call: Call) -> Answer:
     """Raises what the interaction raises; NotFound or MethodNotAllowed (with Allow) where no route fits."""
     methods = _TABLE.get(shape(call.path))

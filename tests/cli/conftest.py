@@ -86,21 +86,21 @@ class Process:
 
 
 Start = Callable[..., Process]
+RUNNING: list[Process] = []
 
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Start]:
     """Starts commands; those that still run at the end of the module are stopped."""
-    running: list[Process] = []
 
     def begin(*words: object, **settings: str) -> Process:
         process = Process(*words, **settings)
-        running.append(process)
+        RUNNING.append(process)
         return process
 
     yield begin
-    for process in running:
-        process.stop()
+    while RUNNING:
+        RUNNING.pop().stop()
 
 
 _databases = itertools.count()

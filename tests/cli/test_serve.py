@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.conftest import Start, call
+from tests.cli.conftest import RUNNING, Start, call
 
 
 def children(pid: int) -> dict[int, str]:
@@ -55,6 +56,33 @@ def test_ready_means_ready_and_stopping_takes_mongod_along(start: Start, tmp_pat
 
     assert server.stop() == 0
     assert not alive(mongods[0])
+
+
+def test_each_request_is_a_line_of_the_log_without_ids_and_search_values(start: Start, base: str) -> None:
+    """`base` has two workers, which inherit stderr; each answer's request id finds its line."""
+    server = next(process for process in RUNNING if process.base == base)
+    answers = [
+        httpx.get(f"{base}/Patient/secret-id"),
+        httpx.get(f"{base}/Patient", params={"name": "secret-name"}),
+        httpx.post(f"{base}/Patient/_search", data={"name": "secret-name"}),
+        httpx.get(f"{base}/no/such/secret/place/at/all"),
+        httpx.put(f"{base}/Patient/secret-id", json={"resourceType": "Patient", "id": "another"}),
+    ]
+    for answer, shape in zip(answers, ["{}/{}", "{}", "{}/_search", "other", "{}/{}"], strict=True):
+        request = answer.headers["x-request-id"]
+        eventually(lambda wanted=request: any(f'"request":"{wanted}"' in line for line in server.lines))
+        (line,) = (json.loads(line) for line in server.lines if f'"request":"{request}"' in line)
+        assert (line["level"], line["logger"]) == ("info", "fhir_server.access")
+        assert (line["method"], line["route"]) == (answer.request.method, shape)
+        assert line["status"] == answer.status_code
+        assert line["ms"] >= 0
+    assert not [line for line in server.lines if "secret" in line]
+
+
+def test_a_log_level_that_is_none_is_refused(tmp_path: Path) -> None:
+    refused = call("serve", "--log-level", "loud", "--data-dir", tmp_path)
+    assert refused.returncode == 2
+    assert "--log-level loud: must be one of debug, info, warning, error" in refused.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])

@@ -26,7 +26,8 @@ class Serving:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "FHIR_AUTOMATION": os.environ.get("FHIR_AUTOMATION", "false")},
+            # Nobody reads stderr while it runs: a line for each request would fill the pipe.
+            env={"FHIR_AUTOMATION": "false", "FHIR_LOG_LEVEL": "warning", **os.environ},
         )
         self.base = self._ready()
         self.ready_after = time.monotonic() - self.started
