@@ -42,9 +42,9 @@ class Backfills:
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         self._running.clear()
 
-    @property
-    def running(self) -> list[str]:
-        return [url for url, task in self._running.items() if not task.done()]
+    async def finished(self) -> None:
+        """Returns when everything that was begun here has been queued."""
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     def _start(self, url: str, rate: float, after: str) -> None:
         known = self._running.pop(url, None)

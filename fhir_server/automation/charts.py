@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fhir_server.automation.chart import Chart
+from fhir_server.automation.chart import Chart, patients_of
 from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.model.dates import DAY
@@ -65,7 +65,7 @@ class Charts:
         wants = self.wants(book, fresh, now) if fresh else []
         found, current, superseded = await fetch(self._database, wants, keys, versions)
         for stored in found:
-            for patient in stored.patients if stored.resource_type != "Patient" else (stored.id,):
+            for patient in patients_of(stored):
                 chart = charts.get(patient)
                 if chart is not None:
                     chart.put_stored(stored)
@@ -89,7 +89,7 @@ class Charts:
             date = self._registry.parameter(resource_type, "date")
             subject = self._registry.parameter(resource_type, "subject")
             mine: dict[str, Any] = {d.PATIENTS: {"$in": list(patients)}}
-            if resource_type == "Observation" and subject is not None:
+            if resource_type in ("Observation", "Task") and subject is not None:
                 mine = {d.entry_path(subject.field): {"$in": [f"Patient/{patient}" for patient in patients]}}
             if need.codes is None or code is None or date is None:
                 wants.append(Want(resource_type, mine))

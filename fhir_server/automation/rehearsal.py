@@ -85,6 +85,9 @@ def replay(book: Rulebook, chart: Chart, since: int, now: int) -> World:
             world.write(reading.resource)
             world.settle()
     world.advance(now)
+    for rule in book.rules:
+        world.ask(rule.url)
+    world.settle()
     return world
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fhir_server.automation import tags
-from fhir_server.automation.chart import Chart, Reading
+from fhir_server.automation.chart import Chart, Reading, patients_of
 from fhir_server.automation.evaluate import Situation, evaluate
 from fhir_server.automation.ledger import Account, Failure, Ledger
+from fhir_server.automation.ledger import dump as dump_ledger
+from fhir_server.automation.ledger import load as load_ledger
 from fhir_server.automation.plans import Rule
 from fhir_server.automation.proposals import Decision, Propose
 from fhir_server.automation.reconcile import (
@@ -84,19 +86,12 @@ class Deferred(Exception):
     """The rule takes its time: its decision will come in a later round."""
 
 
-def wake(
-    book: Rulebook, chart: Chart, ledger: Ledger, happenings: Iterable[Happening], now: int
-) -> tuple[dict[int, Woken], list[Change]]:
-    """Which rules run and why; the chart and the ledger take note of what happened. Changes: loops that were cut."""
+def wake(book: Rulebook, chart: Chart, ledger: Ledger, happenings: Iterable[Happening], now: int) -> dict[int, Woken]:
+    """Which rules run and why; the chart and the ledger take note of what happened."""
     woken: dict[int, Woken] = {}
-    loops: dict[str, Happening] = {}
     for happening in happenings:
         event = happening.event
-        found = _woken_by(book, chart, ledger, happening)
-        if found and len(event.cause.chain) >= MAX_CHAIN:
-            loops.update((book.rules[position].url, happening) for position in found)
-            continue
-        for position, foci in found.items():
+        for position, foci in _woken_by(book, chart, ledger, happening).items():
             known = woken.setdefault(position, Woken(event))
             known.event = event
             if foci is None or known.foci is None:
@@ -109,8 +104,7 @@ def wake(
     for url, failure in ledger.failures.items():
         if failure.at and failure.at <= now and url in book.position:
             woken.setdefault(book.position[url], Woken(None)).foci = None
-    cut = [_cut(chart.id, ledger, book.by_url[url], happening, now) for url, happening in loops.items()]
-    return woken, [change for change in cut if change is not None]
+    return woken
 
 
 def _woken_by(book: Rulebook, chart: Chart, ledger: Ledger, happening: Happening) -> dict[int, set[str] | None]:
@@ -125,7 +119,7 @@ def _woken_by(book: Rulebook, chart: Chart, ledger: Ledger, happening: Happening
         return {position: None}
     ours = event.cause.agent == DEVICE
     stored = happening.now
-    mine = stored is not None and not stored.deleted and chart.id in stored.patients
+    mine = stored is not None and not stored.deleted and chart.id in patients_of(stored)
     reference = f"{event.resource_type}/{event.resource_id}"
     slot = ledger.of_resource(chart.id, event.resource_type, event.resource_id)
     if stored is not None and mine:
@@ -224,6 +218,10 @@ def run(
             outcome.failed.append((rule.url, ledger.failures[rule.url].error))
             continue
         ledger.failures.pop(rule.url, None)
+        event = queue[position].event
+        if event is not None and len(event.cause.chain) >= MAX_CHAIN and _would_change(chart.id, decision, ledger, now):
+            outcome.changes.extend(_cut(chart.id, ledger, rule, event, now))
+            continue
         for wakes in _conclude(book, chart, ledger, outcome, decision, situation):
             if wakes > position:
                 queue.setdefault(wakes, Woken(queue[position].event)).foci = None
@@ -298,9 +296,14 @@ def _fail(ledger: Ledger, url: str, error: str, event: Event | None, now: int) -
     ledger.due.pop(url, None)
 
 
-def _cut(patient: str, ledger: Ledger, rule: Rule, happening: Happening, now: int) -> Change | None:
+def _would_change(patient: str, decision: Decision, ledger: Ledger, now: int) -> bool:
+    probe = load_ledger(dump_ledger(ledger))
+    return bool(reconcile(patient, decision, probe, now)) or take_tags(decision, probe)
+
+
+def _cut(patient: str, ledger: Ledger, rule: Rule, event: Event, now: int) -> list[Change]:
     """The Task that says that rules wake each other in a circle."""
-    reference = f"{happening.event.resource_type}/{happening.event.resource_id}"
+    reference = f"{event.resource_type}/{event.resource_id}"
     resource: Resource = {
         "resourceType": "Task",
         "instantiatesCanonical": rule.canonical,
@@ -323,4 +326,4 @@ def _cut(patient: str, ledger: Ledger, rule: Rule, happening: Happening, now: in
         ledger.slots.pop(slot.key)
     changes = reconcile(patient, decision, ledger, now)
     ledger.slots.update((slot.key, slot) for slot in known)
-    return changes[0] if changes else None
+    return changes

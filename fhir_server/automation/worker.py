@@ -17,7 +17,7 @@ from typing import Any
 
 from fhir_server.automation import effects as made
 from fhir_server.automation.backfill import Backfills
-from fhir_server.automation.chart import Chart
+from fhir_server.automation.chart import Chart, patients_of
 from fhir_server.automation.charts import Charts
 from fhir_server.automation.definitions import Definitions, version_key
 from fhir_server.automation.hooks import Functions
@@ -353,7 +353,7 @@ class Worker:
         self, chart: Chart, happenings: Sequence[Happening], now: int, failed: dict[str, str] | None = None
     ) -> Outcome:
         account = self._accounts[chart.id]
-        woken, cut = wake(self.book, chart, account.ledger, happenings, now)
+        woken = wake(self.book, chart, account.ledger, happenings, now)
         for url in self._functions.waiting(chart.id):
             if url in self.book.position:
                 woken.setdefault(self.book.position[url], Woken(None)).foci = None
@@ -369,7 +369,6 @@ class Worker:
         outcome = run(
             self.book, chart, account, woken, now, arrived=min(times, default=now), call=call, retired=retired
         )
-        outcome.changes = [*cut, *outcome.changes]
         return outcome
 
     async def _finish(
@@ -445,7 +444,7 @@ class Worker:
         """Keeps the charts as the store now is; counts."""
         for put in puts:
             if put.stored.resource_type in self.book.needs or put.stored.resource_type == "Patient":
-                for patient in put.stored.patients:
+                for patient in patients_of(put.stored):
                     chart = charts.get(patient)
                     if chart is not None:
                         chart.put_stored(put.stored)

@@ -124,7 +124,7 @@ class World:
             )
             for event in events
         ]
-        woken, cut = wake(self.book, self.chart, self.account.ledger, happenings, self.now)
+        woken = wake(self.book, self.chart, self.account.ledger, happenings, self.now)
         retired = [
             e.resource_id for e in events if e.resource_type == RULE_EVENT and e.resource_id not in self.book.position
         ]
@@ -132,7 +132,6 @@ class World:
         outcome = run(
             self.book, self.chart, self.account, woken, self.now, arrived=min(times, default=self.now), retired=retired
         )
-        outcome.changes = [*cut, *outcome.changes]
         self.outcomes.append(outcome)
         self._apply(outcome)
 

@@ -192,12 +192,23 @@ class Committer:
             stored.version,
             stored.method,
             stored.updated,
-            # A result that moves to another patient concerns both.
-            stored.patients
-            if put.previous is None
-            else tuple(dict.fromkeys((*stored.patients, *put.previous.patients))),
+            _concerned(put),
             put.cause,
         )
+
+
+def _concerned(put: Put) -> tuple[str, ...]:
+    """The patients an event is about: before and after, because a result that moves to another patient concerns both.
+
+    R4's Patient compartment leaves Tasks out; an event of one is about the patient it is for, all the same.
+    """
+    patients = put.stored.patients
+    if put.previous is not None:
+        patients = tuple(dict.fromkeys((*patients, *put.previous.patients)))
+    subject = put.stored.entries.get("subject")
+    if not patients and isinstance(subject, str) and subject.startswith("Patient/"):
+        return (subject.removeprefix("Patient/"),)
+    return patients
 
 
 def _chunks(documents: list[Document]) -> list[list[Document]]:
