@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import httpx
 import msgspec
 
+from fhir_server.errors import Unauthorized, Unavailable
+
 PATIENCE_SECONDS = 300.0  # how long one request is tried again while the server says 429 or 503, or does not answer
 LONGEST_WAIT = 30.0
+GREETINGS = 4
 
 
 class Refused(Exception):
@@ -51,6 +54,26 @@ class Client:
     def __init__(self, base: str, http: httpx.AsyncClient) -> None:
         self.base = base.rstrip("/")
         self._http = http
+
+    async def greet(self) -> None:
+        """Raises FhirError if nobody answers, or the server wants a token: better said once than for every file."""
+        error: Exception | None = None
+        for attempt in range(GREETINGS):
+            try:
+                response = await self._http.get(f"{self.base}/Patient?_summary=count")
+            except (httpx.TransportError, ssl.SSLError) as raised:
+                error = raised
+                await asyncio.sleep(0.2 * 2**attempt)
+                continue
+            if response.status_code == 401:
+                raise Unauthorized(
+                    f"{self.base} wants a token: give --token, or FHIR_TOKEN; `fhir-server token` makes one "
+                    f"({reason(401, response.content)})"
+                )
+            return
+        raise Unavailable(
+            f"Nobody answers at {self.base} ({error}); `fhir-server serve` starts one, --server names another"
+        )
 
     async def get(self, path: str) -> Answer:
         return await self.send("GET", path)
@@ -108,6 +131,7 @@ def reason(status: int, body: bytes) -> str:
 
 @asynccontextmanager
 async def connect(base: str, token: str = "") -> AsyncIterator[Client]:
+    """A client of a server that answers. Raises FhirError."""
     headers = {"Accept": "application/fhir+json", "Prefer": "return=minimal"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -118,4 +142,6 @@ async def connect(base: str, token: str = "") -> AsyncIterator[Client]:
     async with httpx.AsyncClient(
         headers=headers, limits=limits, timeout=timeout, trust_env=False, verify=trust
     ) as http:
-        yield Client(base, http)
+        client = Client(base, http)
+        await client.greet()
+        yield client

@@ -89,8 +89,8 @@ def _load(args: argparse.Namespace) -> int:
 
 
 async def _send(items: list[Item], base: str, token: str) -> Report:
-    with meter(len(items)) as shown:
-        async with connect(base, token) as client:
+    async with connect(base, token) as client:
+        with meter(len(items)) as shown:
             sender = Sender(client, Plan([], {}, []), shown, CONCURRENCY)
             await sender.put(items)
             return sender.report

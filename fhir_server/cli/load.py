@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _send(planned: Plan, base: str, token: str, concurrency: int) -> Report:
-    with meter(planned.resources) as shown:
-        async with connect(base, token) as client:
+    async with connect(base, token) as client:
+        with meter(planned.resources) as shown:
             return await Sender(client, planned, shown, concurrency).send()
 
 

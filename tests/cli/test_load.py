@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from fhir_server.cli import population
-from tests.cli.conftest import call
+from tests.cli.conftest import Start, call
 from tests.cli.test_plan import basic, entry, transaction, write
 
 Json = dict[str, Any]
@@ -120,8 +121,28 @@ def test_a_failure_is_named_with_its_reason_and_the_rest_goes_on(base: str, tmp_
     assert httpx.get(f"{base}/Basic/wrong-2", timeout=30).status_code == 404  # its transaction was refused as a whole
 
 
-def test_nobody_there(tmp_path: Path) -> None:
-    write(tmp_path, "a.json", basic("x"))
-    loaded = call("load", tmp_path / "absent", "--server", "http://127.0.0.1:9/fhir")
+def test_a_path_that_is_not_there(base: str, tmp_path: Path) -> None:
+    loaded = call("load", tmp_path / "absent", "--server", base)
     assert loaded.returncode == 2
     assert "There is no" in loaded.stderr
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", basic("x"))
+    loaded = call("load", tmp_path, "--server", "http://127.0.0.1:9/fhir")
+    assert loaded.returncode == 2
+    assert "Nobody answers at http://127.0.0.1:9/fhir" in loaded.stderr
+
+
+def test_a_server_with_authorization_wants_a_token(start: Start, mongo_url: str, tmp_path: Path) -> None:
+    write(tmp_path, "a.json", basic("x"))
+    place = {"FHIR_MONGO_URL": mongo_url, "FHIR_DATABASE": f"guarded{os.getpid()}", "FHIR_DATA_DIR": str(tmp_path)}
+    base = start("serve", "--port", 0, "--no-automation", **place).base
+    without = call("load", tmp_path / "a.json", "--server", base)
+    assert without.returncode == 2
+    assert f"{base} wants a token" in without.stderr
+    port = base.removesuffix("/fhir").rpartition(":")[2]
+    token = call("token", "--scope", "system/*.cruds", "--port", port, **place).stdout.strip()
+    loaded = call("load", tmp_path / "a.json", "--server", base, FHIR_TOKEN=token)
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.endswith("1 created, 0 already there\n")
