@@ -44,7 +44,7 @@ from fhir_server.search.query import (
 from fhir_server.search.registry import Parameter
 from fhir_server.search.restrict import Restriction
 from fhir_server.search.types import date, number, special
-from fhir_server.search.types.string import EXACT
+from fhir_server.search.types.string import ENDING, EXACT
 from fhir_server.store.documents import DELETED, ENTRIES, ID, PATIENTS, UPDATED, entry_path
 
 Filter = dict[str, Any]
@@ -103,9 +103,9 @@ class Compiler:
             bounds = {"$gte": operand.prefix, "$lt": operand.prefix + LAST}
             return {path: bounds if single else {"$elemMatch": bounds}}
         if isinstance(operand, Containing):
-            return {path: {"$elemMatch": {"$regex": re.escape(operand.text), "$lt": EXACT}}}
+            return {path: {"$elemMatch": {"$regex": re.escape(operand.text), "$lt": ENDING}}}
         if isinstance(operand, Ending):
-            return {path: {"$elemMatch": {"$regex": re.escape(operand.text) + "$", "$lt": EXACT}}}
+            return {path: {"$elemMatch": {"$regex": re.escape(operand.text) + "$", "$lt": ENDING}}}
         if isinstance(operand, Words):
             return {path: {"$all": list(operand.words)}}
         if isinstance(operand, Members):
@@ -130,7 +130,8 @@ class Compiler:
         else:
             path = self._prefix + parameter.field + match.suffix
             single = parameter.single and not match.suffix
-            found = either([self.operand(path, o, single=single, short=parameter.short) for o in match.operands])
+            operands = [_by_ending(o) for o in match.operands] if parameter.of_names else match.operands
+            found = either([self.operand(path, o, single=single, short=parameter.short) for o in operands])
         return {"$nor": [found]} if match.negated else found
 
     def _composite(self, parameter: Parameter, operand: Parts) -> Filter:
@@ -202,6 +203,11 @@ class _InContained(Compiler):
         return super().filter(condition)
 
 
+def _by_ending(operand: Operand) -> Operand:
+    """Names are there from each of their letters on: what is contained is the beginning of an ending."""
+    return Prefixed(ENDING + operand.text) if isinstance(operand, Containing) else operand
+
+
 def updated(interval: Interval) -> Filter:
     """`_lastUpdated` is an instant, `[t, t + 1)` in terms of dates: a bound on the end is one on `t`."""
     a, b = interval.lo, interval.hi
@@ -228,8 +234,6 @@ def restricted(restriction: Restriction, compiler: Compiler) -> Filter:
         found: list[Filter] = []
         if alternative.patients is not None:
             found.append({PATIENTS: _among(tuple(sorted(alternative.patients)))})
-        if alternative.excluded:
-            found.append({PATIENTS: {"$nin": sorted(alternative.excluded)}})
         if alternative.excluded:
             found.append({PATIENTS: {"$nin": sorted(alternative.excluded)}})
         if alternative.parameters:

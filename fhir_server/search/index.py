@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.model import fhirpath
+from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.search import fulltext, types
 from fhir_server.search.paths import Guard, Path, resolve
 from fhir_server.search.registry import COMPUTED, Parameter, Registry

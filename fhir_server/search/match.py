@@ -40,7 +40,7 @@ from fhir_server.search.query import (
 )
 from fhir_server.search.registry import Parameter
 from fhir_server.search.types import date, number, reference, special
-from fhir_server.search.types.string import EXACT
+from fhir_server.search.types.string import ENDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +134,9 @@ def _meets(operand: Operand, values: Iterable[Any], world: World) -> bool:
     if isinstance(operand, Prefixed):
         return any(value.startswith(operand.prefix) for value in values)
     if isinstance(operand, Containing):
-        return any(operand.text in value for value in values if not value.startswith(EXACT))
+        return any(operand.text in value for value in values if value < ENDING)
     if isinstance(operand, Ending):
-        return any(value.endswith(operand.text) for value in values if not value.startswith(EXACT))
+        return any(value.endswith(operand.text) for value in values if value < ENDING)
     if isinstance(operand, Words):
         return set(operand.words) <= set(values)
     if isinstance(operand, Interval):

@@ -80,6 +80,15 @@ class Parameter:
         return not self.fhir_types & {"Period", "Timing"} and self.paths is not None
 
     @property
+    def of_names(self) -> bool:
+        """Strings: nothing but names of people, whose entries have their endings (types/string.py)."""
+        return (
+            self.type == "string"
+            and bool(self.paths)
+            and all(p.type == "HumanName" or p.keys[-1:] in (("family",), ("given",)) for p in self.paths or ())
+        )
+
+    @property
     def modifiers(self) -> frozenset[str]:
         """Besides the names of target types, for references."""
         return types.modifiers(self.type, self.fhir_types)

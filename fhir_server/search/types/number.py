@@ -24,7 +24,7 @@ Entry = dict[str, Any]
 
 
 def number(value: Any) -> list[Entry]:
-    if type(value) not in (int, Decimal, float):
+    if type(value) is bool or not isinstance(value, int | Decimal | float):
         return []
     exact = float(value)
     return [{"lo": exact, "hi": exact}]

@@ -81,7 +81,7 @@ def _molar(value: Decimal | int, unit: str, context: Any) -> tuple[Fraction, str
 
 def quantity(value: Mapping[str, Any], context: Any = None) -> list[Entry]:
     number = value.get("value")
-    if type(number) not in (int, Decimal):
+    if type(number) is bool or not isinstance(number, int | Decimal):
         return []
     low, high, excluded = _COMPARATORS.get(value.get("comparator", ""), _PLAIN)
     found = _entries(
@@ -144,7 +144,7 @@ def range_(value: Mapping[str, Any], context: Any = None) -> list[Entry]:
 
 def money(value: Mapping[str, Any], context: Any = None) -> list[Entry]:
     number, currency = value.get("value"), value.get("currency")
-    if type(number) not in (int, Decimal):
+    if type(number) is bool or not isinstance(number, int | Decimal):
         return []
     return _entries(number, number, CANONICALS_OF_UNITS, currency, None, None)
 

@@ -26,7 +26,7 @@ _DISTANCE = re.compile(r"\d{1,9}(\.\d{1,20})?", re.ASCII)
 
 def position(value: Mapping[str, Any]) -> list[dict[str, float]]:
     latitude, longitude = value.get("latitude"), value.get("longitude")
-    if type(latitude) not in (int, Decimal) or type(longitude) not in (int, Decimal):
+    if not all(isinstance(n, int | Decimal) and type(n) is not bool for n in (latitude, longitude)):
         return []
     north, east = float(str(latitude)), float(str(longitude))
     if not (-90 <= north <= 90 and -180 <= east <= 180):
