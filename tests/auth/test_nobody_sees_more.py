@@ -1,0 +1,582 @@
+"""Random data, random tokens, random requests: no answer holds an id that is not the token's to see.
+
+Three oracles: (1) no id of an invisible resource occurs anywhere in an answer, except where a visible resource itself says
+it; (2) a search finds exactly what the same search, done in memory on the visible resources alone, finds, and counts it;
+(3) a request for what is invisible is answered exactly like one for what never existed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx
+import pytest
+
+from fhir_server.model.resource import load
+from fhir_server.search.index import index
+from fhir_server.search.match import Candidate, World, matches
+from fhir_server.search.parse import parse
+from tests.auth.conftest import Secured, secured_application
+from tests.auth.world import (
+    CATEGORIES,
+    LABELS,
+    NOBODYS,
+    RANK,
+    TYPES,
+    Maker,
+    Resource,
+    Token,
+    Version,
+    label_of,
+    patients_of,
+)  # fmt: skip
+
+pytestmark = pytest.mark.anyio
+
+CASES = int(os.environ.get("FHIR_POLICY_CASES", "2000"))
+SEED = int(os.environ.get("FHIR_POLICY_SEED", "0")) or random.randrange(1, 2**32)
+WORLDS = 4
+ID = re.compile(r"[a-z]{3}-[0-9a-f]{12}")
+
+
+@dataclass
+class Records:
+    """Every version there is, and the tokens."""
+
+    secured: Secured
+    maker: Maker
+    versions: list[Version] = field(default_factory=list)  # oldest first, by resource
+    tokens: list[tuple[Token, dict[str, str]]] = field(default_factory=list)
+
+    def current(self) -> list[Version]:
+        newest = {version.key: version for version in self.versions}
+        return list(newest.values())
+
+
+async def make_world(secured: Secured, chance: random.Random) -> Records:
+    maker = Maker(chance)
+    records = Records(secured, maker)
+    everything = await secured.token("system/*.cruds", client="service")
+    maker.practitioners = [maker.id("Practitioner") for _ in range(3)]
+    maker.keys = [f"Practitioner/{id}" for id in maker.practitioners]
+    maker.patients = [maker.id("Patient") for _ in range(5)]
+    maker.keys += [f"Patient/{id}" for id in maker.patients]
+    planned = [*maker.keys]
+    planned += [f"{kind}/{maker.id(kind)}" for kind in TYPES[1:] for _ in range(6 if kind == "Observation" else 3)]
+    maker.keys = planned
+    for key in planned:
+        kind, _, id = key.partition("/")
+        times = chance.choice([1, 1, 2, 3])
+        for number in range(1, times + 1):
+            await put(records, everything, maker.resource(kind, id), number)
+        if chance.random() < 0.1 and kind not in ("Patient", "Practitioner"):
+            answer = await secured.http.delete(key, headers=everything)
+            assert answer.status_code == 204
+            before = records.versions[-1]
+            records.versions.append(replace(before, number=before.number + 1, deleted=True))
+    await make_tokens(records, chance)
+    return records
+
+
+async def put(records: Records, headers: dict[str, str], resource: Resource, number: int) -> None:
+    kind, id = resource["resourceType"], resource["id"]
+    resource.setdefault("meta", {})["tag"] = [{"code": f"n{number}"}]  # so that every version differs
+    answer = await records.secured.http.put(f"{kind}/{id}", json=resource, headers=headers)
+    assert answer.status_code in (200, 201), answer.text
+    found = answer.json()
+    records.versions.append(
+        Version(kind, id, int(found["meta"]["versionId"]), found, False, patients_of(found), label_of(found))
+    )
+
+
+async def make_tokens(records: Records, chance: random.Random) -> None:
+    secured, maker = records.secured, records.maker
+    teams = [v for v in records.current() if v.resource_type == "CareTeam" and not v.deleted]
+    for number in range(12):
+        role = chance.choice(
+            ["patient", "patient", "patient", "practitioner", "nurse", "nurse", "administrator", "", "", "lab"]
+        )
+        clearance = chance.choice(["N", "N", "R", "V"])
+        contexts = {"": ["system"]}.get(role, ["patient", "user", "patient"])
+        scopes = tuple(random_scope(chance, contexts) for _ in range(chance.randint(1, 4)))
+        name, patient, reach = f"u{number}-{maker.id('User')[4:]}", "", None
+        headers: dict[str, str]
+        if role == "":
+            client = f"service-{clearance}"
+            headers = await secured.token(Token(scopes, "").scope, client=client)
+            records.tokens.append((Token(scopes, "", client, clearance=clearance), headers))
+            continue
+        if role == "patient":
+            patient = chance.choice(maker.patients)
+            reach = frozenset({patient})
+            await secured.user(name, "patient", f"Patient/{patient}", clearance=clearance)
+        elif role == "nurse":
+            me = chance.choice(maker.practitioners)
+            mine = [team for team in teams if team.resource["participant"][0]["member"]["reference"].endswith(me)]
+            reach = frozenset(team.resource["subject"]["reference"].split("/")[1] for team in mine)
+            await secured.user(name, "practitioner", f"Practitioner/{me}", reach="care-team", clearance=clearance)
+            role = "practitioner"
+        else:
+            await secured.user(name, role, f"Practitioner/{maker.practitioners[0]}", reach="all", clearance=clearance)
+        if role != "patient" and any(scope[0] == "patient" for scope in scopes):
+            patient = chance.choice([*maker.patients, *maker.patients, ""])
+        token = Token(scopes, role, name, patient, reach, clearance)
+        records.tokens.append((token, await secured.token(token.scope, user=name, patient=patient)))
+
+
+def random_scope(chance: random.Random, contexts: list[str]) -> tuple[str, str, str, str]:
+    kind = chance.choice(["*"] * 8 + ["Observation", "Patient", "Condition", "List", "Provenance"])
+    letters = chance.choice(["rs"] * 5 + ["cruds"] * 3 + ["r", "s", "cu"])
+    category = chance.choice(CATEGORIES) if kind == "Observation" and chance.random() < 0.4 else ""
+    return chance.choice(contexts), kind, letters, category
+
+
+@pytest.fixture
+async def world(mongo_url: str, tmp_path_factory: Any, anyio_backend: Any) -> AsyncIterator[Secured]:
+    async with secured_application(mongo_url, tmp_path_factory.mktemp("world"), audit=False) as secured:
+        from fhir_server.store.credentials import Client
+
+        for name in ("service", "service-N", "service-R", "service-V"):
+            clearance = "V" if name == "service" else name[-1]
+            await secured.authority.credentials.put_client(
+                Client(
+                    id=name, name=name, kind="confidential-asymmetric", scopes=("system/*.cruds",), clearance=clearance
+                )
+            )
+        yield secured
+
+
+@dataclass
+class Case:
+    """One token's requests, judged."""
+
+    records: Records
+    token: Token
+    headers: dict[str, str]
+    chance: random.Random
+    said: Counter[str]
+
+    # Oracle 1
+
+    def allowed(self, letters: str) -> set[str]:
+        """Ids that may be said: of what is visible, and what that itself refers to."""
+        texts: list[str] = []
+        for version in self.records.versions:
+            if any(self.token.sees(version, letter) for letter in letters):
+                texts.append(version.key)
+                if not version.deleted:
+                    texts.append(json.dumps(version.resource))
+        return set(ID.findall(" ".join(texts)))
+
+    def check(self, answer: httpx.Response, letters: str, asked: str) -> None:
+        text = answer.text + " " + " ".join(value for name, value in answer.headers.items() if name != "authorization")
+        leaked = set(ID.findall(text)) - self.allowed(letters) - set(ID.findall(asked))
+        around = [text[max(0, text.index(id) - 300) : text.index(id) + 60] for id in sorted(leaked)]
+        assert not leaked, "\n".join([asked, str(answer.status_code), str(self.token), *around])
+        assert answer.status_code < 500, (asked, answer.text)
+        self.said[f"{answer.status_code}"] += 1
+
+    async def get(self, url: str, letters: str) -> httpx.Response:
+        answer = await self.records.secured.http.get(url, headers=self.headers)
+        self.check(answer, letters, url)
+        return answer
+
+    # Oracle 2
+
+    async def search(self, kind: str, pairs: list[tuple[str, str]], path: str = "") -> None:
+        url = f"{path or kind}?{urlencode(pairs)}"
+        answer = await self.get(url, "s")
+        if answer.status_code != 200:
+            assert answer.status_code in (400, 403), (url, answer.text)
+            return
+        found: list[str] = []
+        total = answer.json().get("total")
+        for _ in range(60):
+            bundle = answer.json()
+            for entry in bundle.get("entry", ()):
+                if entry["search"]["mode"] == "outcome":
+                    continue
+                key = f"{entry['resource']['resourceType']}/{entry['resource']['id']}"
+                version = next((v for v in self.records.current() if v.key == key), None)
+                assert version is not None and self.token.sees(version, "s"), (url, key, self.token)
+                if entry["search"]["mode"] == "match":
+                    found.append(key)
+            after = next((link["url"] for link in bundle["link"] if link["relation"] == "next"), None)
+            if after is None:
+                break
+            answer = await self.get(after, "s")
+            assert answer.status_code == 200, answer.text
+        expected = self.expected(kind, pairs, path)
+        if ("_summary", "count") not in pairs:
+            assert Counter(found) == Counter(expected), (url, self.token)
+        if total is not None:
+            assert total == len(expected), (url, total, expected, self.token)
+        self.said["found" if expected else "found nothing"] += 1
+
+    def expected(self, kind: str, pairs: list[tuple[str, str]], path: str) -> list[str]:
+        """The search as a loop over what is visible; its chains and `_has` see nothing else either."""
+        server = self.records.secured.server
+        candidates: dict[str, list[Candidate]] = {}
+        for version in self.records.current():
+            if not version.deleted and self.token.sees(version, "s"):
+                indexed = index(server.registry, version.resource, base="http://test/fhir")
+                candidates.setdefault(version.resource_type, []).append(
+                    Candidate(version.resource_type, version.id, indexed)
+                )
+        within = tuple(path.split("/")[:2]) if path.count("/") == 2 else None
+        query = parse(kind, pairs, registry=server.registry, compartment=within, base="http://test/fhir")  # type: ignore[arg-type]
+        seen = World(candidates)
+        return [f"{kind}/{one.id}" for one in candidates.get(kind, ()) if matches(query, one, seen)]
+
+    # Oracle 3
+
+    async def like_never_there(self, method: str, url: str, id: str, letters: str, **body: Any) -> None:
+        """The same request for an id that nobody ever had."""
+        never = f"{id[:3]}-{self.chance.getrandbits(48):012x}"
+        http = self.records.secured.http
+        answers = []
+        for one in (id, never):
+            content = json.loads(json.dumps(body).replace(id, one))
+            answer = await http.request(
+                method, url.replace(id, one), headers={**self.headers, **content.pop("headers", {})}, **content
+            )
+            self.check(answer, letters, f"{method} {url} {json.dumps(body)}".replace(id, f"{one} {id}"))
+            fields = {n: v for n, v in answer.headers.items() if n not in ("x-request-id", "date")}
+            text = re.sub(r"[0-9a-f]{10,}-?\d*", "#", answer.text.replace(one, "ID"))
+            answers.append((answer.status_code, text, {n: v.replace(one, "ID") for n, v in fields.items()}))
+        assert answers[0] == answers[1], (method, url, self.token)
+        self.said["like never there"] += 1
+
+    # The requests
+
+    async def read(self) -> None:
+        visible = [version for version in self.records.current() if self.token.sees(version, "r")]
+        version = self.chance.choice(visible if visible and self.chance.random() < 0.5 else self.records.current())
+        if not self.token.sees(version, "r"):
+            await self.like_never_there("GET", version.key, version.id, "r")
+            return
+        answer = await self.get(version.key, "r")
+        assert answer.status_code == (410 if version.deleted else 200)
+        self.said["read"] += 1
+
+    async def vread(self) -> None:
+        version = self.chance.choice(self.records.versions)
+        url = f"{version.key}/_history/{version.number}"
+        if not self.token.sees(version, "r"):
+            await self.like_never_there("GET", url, version.id, "r")
+            return
+        answer = await self.get(url, "r")
+        assert answer.status_code == (410 if version.deleted else 200)
+
+    async def history(self) -> None:
+        version = self.chance.choice(self.records.versions)
+        of_it = [one for one in self.records.versions if one.key == version.key]
+        if not any(self.token.sees(one, "r") for one in of_it):
+            await self.like_never_there("GET", f"{version.key}/_history", version.id, "r")
+            return
+        answer = await self.get(f"{version.key}/_history?_count=50", "r")
+        shown = [int(entry["response"]["etag"][3:-1]) for entry in answer.json().get("entry", ())]
+        assert shown == sorted((one.number for one in of_it if self.token.sees(one, "r")), reverse=True)
+
+    async def history_of_many(self) -> None:
+        kind = self.chance.choice([*TYPES, ""])
+        count = self.chance.choice([1, 3, 50])
+        url: str | None = f"{kind + '/' if kind else ''}_history?_count={count}"
+        shown: list[tuple[str, int]] = []
+        for _ in range(400):
+            assert url is not None
+            answer = await self.get(url, "s")
+            if answer.status_code != 200:
+                assert answer.status_code == 403
+                return
+            for entry in answer.json().get("entry", ()):
+                key = "/".join(entry["fullUrl"].split("/")[-2:])
+                shown.append((key, int(entry["response"]["etag"][3:-1])))
+            url = next((link["url"] for link in answer.json()["link"] if link["relation"] == "next"), None)
+            if url is None:
+                break
+        mine = [one for one in self.records.versions if kind in ("", one.resource_type) and self.token.sees(one, "s")]
+        mine = [one for one in mine if one.resource_type != "AuditEvent"]
+        if kind:
+            assert sorted(shown) == sorted((one.key, one.number) for one in mine), (url, self.token)
+
+    async def search_somehow(self) -> None:
+        kind = self.chance.choice([*TYPES, "Observation", "Observation", "Patient"])
+        pairs = self.criteria(kind)
+        controls: list[tuple[str, str]] = [
+            ("_total", "accurate"), ("_count", self.chance.choice(["1", "2", "50"])), ("_summary", "count"),
+            ("_sort", self.chance.choice(["_id", "-_lastUpdated", "_lastUpdated"])),
+        ]  # fmt: skip
+        chosen = self.chance.sample(controls, self.chance.randint(0, 3))
+        await self.search(kind, [*pairs, *chosen, *self.includes(kind)])
+
+    def criteria(self, kind: str) -> list[tuple[str, str]]:
+        """Searches that name others' ids, chain through them, or ask who refers to them."""
+        chance, maker = self.chance, self.records.maker
+        one, patient = chance.choice(self.records.current()), chance.choice(maker.patients)
+        family, practitioner = chance.choice(["Lee", "Chen", "Diaz"]), chance.choice(maker.practitioners)
+        of_type = [v.id for v in self.records.current() if v.resource_type == kind]
+        options: list[list[tuple[str, str]]] = [[], [("_id", ",".join(chance.sample(of_type, min(2, len(of_type)))))]]
+        if kind in ("Observation", "Condition", "Encounter", "MedicationRequest", "DocumentReference", "List"):
+            options += [
+                [("subject", f"Patient/{patient}")],
+                [("subject:Patient.family", family)],
+                [("patient.family", family)],
+                [("patient:not", patient)] if chance.random() < 0 else [("patient", patient)],
+            ]
+        if kind == "Observation":
+            options += [
+                [("code", "http://loinc.org|8867-4")],
+                [("code:not", "http://loinc.org|8867-4")],
+                [("category", chance.choice(CATEGORIES))],
+                [("has-member", f"Observation/{one.id}")],
+                [("encounter.subject:Patient.family", family)],
+                [("has-member.code", "2339-0")],
+                [("_security", f"{LABELS}|{chance.choice('RV')}")],
+                [("_security:not", f"{LABELS}|N")],
+                [("performer:missing", chance.choice(["true", "false"]))],
+            ]
+        if kind == "Patient":
+            options += [
+                [("family", family)],
+                [("_has:Observation:subject:code", "8867-4")],
+                [("_has:Observation:patient:_has:Provenance:target:agent", f"Practitioner/{practitioner}")],
+                [("_has:Condition:patient:_id", one.id)],
+                [("link", f"Patient/{patient}")],
+                [("general-practitioner.family", chance.choice(["Good", "Strange"]))],
+            ]  # fmt: skip
+        if kind in ("Practitioner", "Organization"):
+            options += [[("_has:Patient:general-practitioner:family", family)], [("name", "Good")]]
+        if kind == "Provenance":
+            options += [[("target", one.key)], [("agent.family", "Good")]]
+        if kind == "Encounter":
+            options += [[("_has:Observation:encounter:code", "8867-4")], [("part-of.subject:Patient.family", family)]]
+        if kind == "List":
+            options += [[("item", one.key)]]
+        return chance.choice(options)
+
+    def includes(self, kind: str) -> list[tuple[str, str]]:
+        options = {
+            "Observation": ["Observation:has-member", "Observation:encounter", "Observation:subject", "Observation:*"],
+            "Patient": ["Patient:link", "Patient:general-practitioner"],
+            "List": ["List:item"],
+            "Provenance": ["Provenance:target", "Provenance:agent"],
+            "Condition": ["Condition:encounter", "Condition:subject"],
+            "DocumentReference": ["DocumentReference:related"],
+        }
+        found: list[tuple[str, str]] = []
+        if kind in options and self.chance.random() < 0.5:
+            iterate = self.chance.choice(["", "", ":iterate"])
+            found.append((f"_include{iterate}", self.chance.choice(options[kind])))
+        if kind in ("Patient", "Encounter", "Observation") and self.chance.random() < 0.4:
+            back = {
+                "Patient": ["Observation:subject", "Patient:link", "List:subject", "Group:member", "Provenance:target"],
+                "Encounter": ["Observation:encounter", "Encounter:part-of"],
+                "Observation": ["Observation:has-member", "Provenance:target", "List:item"],
+            }
+            found.append(("_revinclude", self.chance.choice(back[kind])))
+        return found
+
+    async def search_everything(self) -> None:
+        url = self.chance.choice(
+            ["?_count=500", "?_type=Patient,Observation&_count=500", "?_lastUpdated=gt2000-01-01&_count=500"]
+        )
+        answer = await self.get(url, "s")
+        if answer.status_code != 200:
+            return
+        keys = [
+            f"{e['resource']['resourceType']}/{e['resource']['id']}"
+            for e in answer.json().get("entry", ())
+            if e["search"]["mode"] == "match"
+        ]
+        mine = {v.key for v in self.records.current() if not v.deleted and self.token.sees(v, "s")}
+        if "_type" in url:
+            assert set(keys) <= mine
+        else:
+            assert {key for key in keys if not key.startswith("AuditEvent/")} == mine, (url, self.token)
+
+    async def compartment(self) -> None:
+        patient = self.chance.choice(self.records.maker.patients)
+        kind = self.chance.choice(["Observation", "Condition", "Encounter", "Provenance", "List"])
+        await self.search(kind, [("_total", "accurate")], f"Patient/{patient}/{kind}")
+
+    async def post_search(self) -> None:
+        kind = self.chance.choice(TYPES)
+        form = urlencode(self.criteria(kind))
+        answer = await self.records.secured.http.post(
+            f"{kind}/_search", content=form,
+            headers={**self.headers, "Content-Type": "application/x-www-form-urlencoded"},
+        )  # fmt: skip
+        self.check(answer, "s", f"{kind}?{form}")
+
+    async def write_to_the_invisible(self) -> None:
+        """Put, patch, delete on what is not there for this token; and its content must stay as it is."""
+        version = self.chance.choice(self.records.current())
+        if any(self.token.sees(version, letter) for letter in "ud"):
+            return
+        patient = self.token.patient or self.chance.choice(self.records.maker.patients)
+        body = {"resourceType": version.resource_type, "id": version.id, "subject": {"reference": f"Patient/{patient}"}}
+        if version.resource_type == "Patient":
+            body.pop("subject")
+        match self.chance.choice(["PUT", "PATCH", "DELETE", "PUT if", "PATCH if"]):
+            case "PUT" if self.limited(version.resource_type):
+                await self.like_never_there("PUT", version.key, version.id, "crud", json=body)
+            case "PUT if":
+                headers = {"If-Match": f'W/"{version.number}"'}
+                await self.like_never_there("PUT", version.key, version.id, "crud", json=body, headers=headers)
+            case "PATCH" | "PATCH if" as method:
+                headers = {"Content-Type": "application/json-patch+json"}
+                if method == "PATCH if":
+                    headers["If-Match"] = f'W/"{version.number}"'
+                patch = json.dumps([{"op": "replace", "path": "/status", "value": "amended"}])
+                await self.like_never_there("PATCH", version.key, version.id, "crud", content=patch, headers=headers)
+            case "DELETE":
+                await self.like_never_there("DELETE", version.key, version.id, "crud")
+
+    def limited(self, kind: str) -> bool:
+        """One who sees every patient may choose ids, and learns which are taken (labels alone are no limit here)."""
+        return self.token.reach is not None or all(scope[0] == "patient" for scope in self.token.scopes)
+
+    async def conditional(self) -> None:
+        """Criteria that only an invisible resource meets must find nothing."""
+        version = self.chance.choice(self.records.current())
+        if version.deleted or any(self.token.sees(version, letter) for letter in "crudsv"):
+            return
+        headers = {"If-None-Exist": f"_id={version.id}"}
+        method = self.chance.choice(["DELETE", "PATCH", "PUT", "POST"])
+        content: dict[str, Any] = {}
+        url = f"{version.resource_type}?_id={version.id}"
+        if method == "PATCH":
+            content = {
+                "content": json.dumps([{"op": "remove", "path": "/status"}]),
+                "headers": {"Content-Type": "application/json-patch+json"},
+            }
+        elif method in ("PUT", "POST"):
+            # not valid, so that nothing is ever created; what is asked is whether there is a match
+            content = {
+                "json": {"resourceType": version.resource_type, "gender": 1, "status": 1, "type": 1, "recorded": 1}
+            }
+            if method == "POST":
+                url, content["headers"] = version.resource_type, headers
+        await self.like_never_there(method, url, version.id, "s", **content)
+
+    async def bundle(self) -> None:
+        kind = self.chance.choice(["batch", "transaction"])
+        versions = self.chance.sample(self.records.current(), 4)
+        entries = [{"request": {"method": "GET", "url": version.key}} for version in versions[:2]]
+        one = self.chance.choice(TYPES)
+        entries.append({"request": {"method": "GET", "url": f"{one}?{urlencode(self.criteria(one))}"}})
+        hidden = versions[3]
+        if not any(self.token.sees(hidden, letter) for letter in "ruds"):
+            entries.append({"request": {"method": "DELETE", "url": hidden.key}})
+        body = {"resourceType": "Bundle", "type": kind, "entry": entries}
+        answer = await self.records.secured.http.post("", json=body, headers=self.headers)
+        self.check(answer, "rs", json.dumps(body))
+
+    async def reference_by_criteria(self) -> None:
+        """A conditional reference to an invisible patient resolves to nothing."""
+        patient = self.chance.choice([v for v in self.records.current() if v.resource_type == "Patient"])
+        if self.token.sees(patient, "s"):
+            return
+        resource = {
+            "resourceType": "Basic",
+            "code": {"text": "x"},
+            "subject": {"reference": f"Patient?_id={patient.id}"},
+            "created": 1,
+        }
+        body = {"resourceType": "Bundle", "type": "transaction", "entry": [
+            {"resource": resource, "request": {"method": "POST", "url": "Basic"}}]}  # fmt: skip
+        await self.like_never_there("POST", "", patient.id, "s", json=body)
+
+    async def operation(self) -> None:
+        version = self.chance.choice(self.records.current())
+        name = self.chance.choice(["$meta", "$validate", "$everything", "$assess-risk"])
+        if not self.token.sees(version, "r"):
+            await self.like_never_there("GET", f"{version.key}/{name}", version.id, "r")
+            return
+        await self.get(f"{self.chance.choice([version.key, version.resource_type, ''])}/{name}".lstrip("/"), "rs")
+
+    async def into_anothers_record(self) -> None:
+        """Nobody writes where they may not write: the resource would show up in another's compartment."""
+        maker = self.records.maker
+        for patient in maker.patients:
+            would = Version("Observation", "new", 1, {}, False, frozenset({patient}))
+            if any(self.token.sees(would, letter) for letter in "cu"):
+                continue
+            subject = {"reference": f"Patient/{patient}"}
+            body = {"resourceType": "Observation", "status": "final", "code": {"text": "x"}, "subject": subject}
+            if any(scope[3] for scope in self.token.scopes):
+                continue
+            answer = await self.records.secured.http.post("Observation", json=body, headers=self.headers)
+            assert answer.status_code == 403, (answer.text, self.token)
+            own = [self.token.patient] if self.token.patient else []
+            for mine in own:
+                both = {
+                    **body,
+                    "subject": {"reference": f"Patient/{mine}"},
+                    "performer": [{"reference": f"Patient/{patient}"}],
+                }
+                answer = await self.records.secured.http.post("Observation", json=both, headers=self.headers)
+                assert answer.status_code == 403, (answer.text, self.token)
+            return
+
+
+KINDS = (
+    ("read", 3), ("vread", 2), ("history", 2), ("history_of_many", 1), ("search_somehow", 10), ("search_everything", 1),
+    ("compartment", 2), ("post_search", 1), ("write_to_the_invisible", 3), ("conditional", 2), ("bundle", 2),
+    ("reference_by_criteria", 1), ("operation", 2), ("into_anothers_record", 1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(WORLDS))
+async def test_no_answer_says_what_is_not_ones_own(world: Secured, number: int) -> None:
+    chance = random.Random(SEED + number)
+    said: Counter[str] = Counter()
+    records = await make_world(world, chance)
+    before = await snapshot(records)
+    names = [name for name, weight in KINDS for _ in range(weight)]
+    done: Counter[str] = Counter()
+    for turn in range(CASES // WORLDS):
+        token, headers = records.tokens[turn % len(records.tokens)]
+        name = chance.choice(names)
+        case = Case(records, token, headers, chance, said)
+        try:
+            await getattr(case, name)()
+        except AssertionError as error:
+            raise AssertionError(f"FHIR_POLICY_SEED={SEED} world {number}, request {turn} ({name}): {error}") from error
+        done[name] += 1
+    assert await snapshot(records) == before, "what was not visible was changed"
+    if CASES >= 1000:  # the test itself must have looked at something
+        assert set(done) == {name for name, _ in KINDS}
+        assert (
+            min(said[kind] for kind in ("200", "403", "404", "found", "found nothing", "read", "like never there")) > 5
+        ), said
+
+
+async def snapshot(records: Records) -> dict[str, tuple[int, bytes]]:
+    keys = [(v.resource_type, v.id) for v in records.current()]
+    found = await records.secured.server.store.read_many(keys)
+    return {"/".join(key): (stored.version, stored.raw) for key, stored in found.items()}
+
+
+def test_the_oracle_and_the_world_are_not_empty() -> None:
+    maker = Maker(random.Random(1), patients=["pat-000000000001"], practitioners=["pra-000000000001"])
+    maker.keys = ["Patient/pat-000000000001", "Practitioner/pra-000000000001"]
+    for kind in TYPES:
+        resource = maker.resource(kind, maker.id(kind))
+        assert load(json.dumps(resource).encode())["resourceType"] == kind
+    mine = Version("Observation", "x", 1, {}, False, frozenset({"p"}))
+    assert Token((("patient", "*", "rs", ""),), "patient", "u", "p", frozenset({"p"})).sees(mine, "r")
+    assert not Token((("patient", "*", "rs", ""),), "patient", "u", "q", frozenset({"q"})).sees(mine, "r")
+    assert not Token((("patient", "*", "s", ""),), "patient", "u", "p", frozenset({"p"})).sees(mine, "r")
+    assert RANK["V"] > RANK["N"]
+    assert "Organization" in NOBODYS
+    assert quote("a|b") == "a%7Cb"

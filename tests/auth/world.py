@@ -1,0 +1,263 @@
+"""A random world of records, random tokens, and what each token may see, worked out the slow and simple way.
+
+Nothing here uses the policy: membership in a compartment, labels and scopes are read again from the resources and the
+token, so that a mistake in the policy and the same mistake here are two mistakes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Resource = dict[str, Any]
+
+# R4's patient compartment, for the types of this world: paths to references that count.
+COMPARTMENT: dict[str, tuple[str, ...]] = {
+    "Patient": ("link.other",),
+    "Observation": ("subject", "performer"),
+    "Condition": ("subject", "asserter"),
+    "Encounter": ("subject",),
+    "Appointment": ("participant.actor",),
+    "CareTeam": ("subject", "participant.member"),
+    "List": ("subject", "source"),
+    "DocumentReference": ("subject", "author"),
+    "Provenance": ("target",),
+    "Group": ("member.entity",),
+    "RelatedPerson": ("patient",),
+    "MedicationRequest": ("subject",),
+}
+NOBODYS = ("Organization", "Practitioner", "Questionnaire")
+NEITHER = ("Binary", "Device", "Basic")
+TYPES = (*COMPARTMENT, *NOBODYS, *NEITHER)
+LABELS = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
+CATEGORIES = ("vital-signs", "laboratory", "survey")
+RANK = {"N": 0, "R": 1, "V": 2}
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version as it stands in the database."""
+
+    resource_type: str
+    id: str
+    number: int
+    resource: Resource
+    deleted: bool = False
+    patients: frozenset[str] = frozenset()
+    label: str = "N"
+
+    @property
+    def key(self) -> str:
+        return f"{self.resource_type}/{self.id}"
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "reference" and isinstance(item, str):
+                yield item
+            else:
+                yield from references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from references(item)
+
+
+def patients_of(resource: Resource) -> frozenset[str]:
+    """Whose compartments hold it."""
+    resource_type = resource["resourceType"]
+    found = {resource["id"]} if resource_type == "Patient" else set()
+    for path in COMPARTMENT.get(resource_type, ()):
+        values: list[Any] = [resource]
+        for step in path.split("."):
+            values = [item for value in values for item in as_list(value.get(step))]
+        for reference in references(values):
+            if reference.startswith("Patient/"):
+                found.add(reference.split("/")[1])
+    return frozenset(found)
+
+
+def as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def label_of(resource: Resource) -> str:
+    labels = [label["code"] for label in resource.get("meta", {}).get("security", ()) if label.get("system") == LABELS]
+    return max((label for label in labels if label in RANK), key=lambda label: RANK[label], default="N")
+
+
+@dataclass
+class Maker:
+    """Random resources that refer to each other across compartments."""
+
+    random: random.Random
+    keys: list[str] = field(default_factory=list)
+    patients: list[str] = field(default_factory=list)
+    practitioners: list[str] = field(default_factory=list)
+
+    def id(self, resource_type: str) -> str:
+        """Never a part of anything else, so that finding it in an answer means that it leaked."""
+        return f"{resource_type[:3].lower()}-{self.random.getrandbits(48):012x}"
+
+    def reference(self, *types: str) -> dict[str, str]:
+        fitting = [key for key in self.keys if not types or key.split("/")[0] in types]
+        return {"reference": self.random.choice(fitting or [f"Patient/{self.random.choice(self.patients)}"])}
+
+    def someone(self) -> dict[str, str]:
+        return {"reference": f"Patient/{self.random.choice(self.patients)}"}
+
+    def resource(self, resource_type: str, id: str) -> Resource:
+        choose = self.random
+        resource: Resource = {"resourceType": resource_type, "id": id}
+        if choose.random() < 0.2:
+            resource["meta"] = {"security": [{"system": LABELS, "code": choose.choice("NRV")}]}
+        resource.update(getattr(self, f"_{resource_type.lower()}")())
+        return resource
+
+    def _patient(self) -> Resource:
+        linked = [{"other": self.someone(), "type": "seealso"}] if self.patients and self.random.random() < 0.3 else []
+        name = [{"family": self.random.choice(["Lee", "Chen", "Diaz"]), "given": [self.random.choice("ABC")]}]
+        gp = [self.reference("Practitioner")] if self.practitioners else []
+        patient: Resource = {"name": name, "birthDate": f"19{self.random.randint(50, 99)}-01-01", "gender": "female"}
+        return patient | ({"link": linked} if linked else {}) | ({"generalPractitioner": gp} if gp else {})
+
+    def _observation(self) -> Resource:
+        observation: Resource = {
+            "status": "final",
+            "category": [{"coding": [{"code": self.random.choice(CATEGORIES)}]}],
+            "code": {"coding": [{"system": "http://loinc.org", "code": self.random.choice(["8867-4", "2339-0"])}]},
+            "subject": self.someone(),
+            "effectiveDateTime": f"20{self.random.randint(10, 25)}-0{self.random.randint(1, 9)}-01",
+            "valueQuantity": {"value": self.random.randint(50, 150)},
+        }
+        if self.random.random() < 0.2:
+            observation["performer"] = [
+                self.someone() if self.random.random() < 0.5 else self.reference("Practitioner")
+            ]
+        if self.random.random() < 0.3:
+            observation["hasMember"] = [self.reference("Observation")]
+        if self.random.random() < 0.3:
+            observation["encounter"] = self.reference("Encounter")
+        return observation
+
+    def _condition(self) -> Resource:
+        condition: Resource = {"subject": self.someone(), "code": {"text": self.random.choice(["flu", "asthma"])}}
+        if self.random.random() < 0.3:
+            condition["encounter"] = self.reference("Encounter")
+        return condition
+
+    def _encounter(self) -> Resource:
+        encounter: Resource = {"status": "finished", "class": {"code": "AMB"}, "subject": self.someone()}
+        if self.random.random() < 0.3:
+            encounter["partOf"] = self.reference("Encounter")
+        return encounter
+
+    def _appointment(self) -> Resource:
+        participants = [{"actor": self.someone(), "status": "accepted"} for _ in range(self.random.randint(1, 2))]
+        return {"status": "proposed", "participant": participants}
+
+    def _careteam(self) -> Resource:
+        member = self.reference("Practitioner")
+        return {"status": "active", "subject": self.someone(), "participant": [{"member": member}]}
+
+    def _list(self) -> Resource:
+        entries = [{"item": self.reference()} for _ in range(3)]
+        resource: Resource = {"status": "current", "mode": "working", "entry": entries}
+        return resource | ({"subject": self.someone()} if self.random.random() < 0.7 else {})
+
+    def _documentreference(self) -> Resource:
+        content = [{"attachment": {"title": "note"}}]
+        return {
+            "status": "current",
+            "subject": self.someone(),
+            "content": content,
+            "context": {"related": [self.reference()]},
+        }
+
+    def _provenance(self) -> Resource:
+        return {
+            "target": [self.reference() for _ in range(self.random.randint(1, 2))],
+            "recorded": "2026-01-01T00:00:00Z",
+            "agent": [{"who": self.reference("Practitioner")}],
+        }
+
+    def _group(self) -> Resource:
+        return {"type": "person", "actual": True, "member": [{"entity": self.someone()} for _ in range(2)]}
+
+    def _relatedperson(self) -> Resource:
+        return {"patient": self.someone(), "active": True}
+
+    def _medicationrequest(self) -> Resource:
+        return {
+            "status": "active",
+            "intent": "order",
+            "medicationCodeableConcept": {"text": "aspirin"},
+            "subject": self.someone(),
+            "reasonReference": [self.reference("Condition", "Observation")],
+        }
+
+    def _organization(self) -> Resource:
+        return {"name": self.random.choice(["North", "South"])}
+
+    def _practitioner(self) -> Resource:
+        return {"name": [{"family": self.random.choice(["Good", "Strange"])}]}
+
+    def _questionnaire(self) -> Resource:
+        return {"status": "active", "title": self.random.choice(["A", "B"])}
+
+    def _binary(self) -> Resource:
+        return {"contentType": "text/plain", "data": "c2VjcmV0", "securityContext": self.someone()}
+
+    def _device(self) -> Resource:
+        return {"status": "active", "patient": self.someone()}
+
+    def _basic(self) -> Resource:
+        return {"code": {"text": "note"}}
+
+
+@dataclass(frozen=True)
+class Token:
+    """What a token says, as the oracle reads it."""
+
+    scopes: tuple[tuple[str, str, str, str], ...]  # context, type, letters, category ("" all)
+    role: str  # "" for a service
+    user: str = ""  # name
+    patient: str = ""
+    reach: frozenset[str] | None = None
+    clearance: str = "N"
+
+    @property
+    def scope(self) -> str:
+        return " ".join(
+            f"{context}/{kind}.{letters}{'?category=' + category if category else ''}"
+            for context, kind, letters, category in self.scopes
+        )
+
+    def sees(self, version: Version, letter: str) -> bool:
+        if RANK[version.label] > RANK[self.clearance]:
+            return False
+        if version.resource_type == "AuditEvent":
+            return self.role == "administrator" and letter in "rs"
+        return any(self._opens(scope, version, letter) for scope in self.scopes)
+
+    def _opens(self, scope: tuple[str, str, str, str], version: Version, letter: str) -> bool:
+        context, kind, letters, category = scope
+        if letter not in letters or kind not in ("*", version.resource_type):
+            return False
+        if self.role == "lab" and letter != "c":
+            return False
+        if category and (version.deleted or category not in json.dumps(version.resource.get("category", []))):
+            return False
+        reach = self.reach
+        if context == "patient":
+            if not self.patient or (reach is not None and self.patient not in reach):
+                return False
+            reach = frozenset({self.patient})
+        if reach is None:
+            return True
+        if version.resource_type in NOBODYS:
+            return letter in "rs"
+        return version.resource_type != "Group" and bool(version.patients & reach)
