@@ -43,7 +43,7 @@ from fhir_server.search.query import (
 )
 from fhir_server.search.registry import Parameter
 from fhir_server.search.restrict import Restriction
-from fhir_server.search.types import date, number, special
+from fhir_server.search.types import date, number, quantity, special
 from fhir_server.search.types.string import ENDING, EXACT
 from fhir_server.store.documents import DELETED, ENTRIES, ID, PATIENTS, UPDATED, entry_path
 
@@ -115,9 +115,7 @@ class Compiler:
         if isinstance(operand, Span):
             return either([_element(path, bounds, single) for bounds in number.bounds(operand)])
         if isinstance(operand, Amount):
-            return either(
-                [{path: {"$elemMatch": {"k": operand.key, **bounds}}} for bounds in number.bounds(operand.span)]
-            )
+            return either([{path: {"$elemMatch": each}} for each in quantity.conditions(operand)])
         if isinstance(operand, Near):
             return _near(path, operand)
         parts = [self.operand(name, part) for name, part in zip(PARTS, operand.parts, strict=False)]

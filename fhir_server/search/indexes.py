@@ -74,7 +74,7 @@ def _keys(parameter: Parameter, path: str) -> list[tuple[tuple[str, int], ...]]:
     if parameter.type == "number":
         return [((f"{path}.lo", 1), (ID, 1))]
     if parameter.type == "quantity":
-        return [((f"{path}.k", 1), (f"{path}.lo", 1), (f"{path}.hi", 1), (ID, 1))]
+        return [((f"{path}.k", 1), (f"{path}.lo", 1), (ID, 1))]
     if parameter.type == "special":
         return [((f"{path}.lat", 1), (ID, 1))]
     return [((path, 1), (ID, 1))]

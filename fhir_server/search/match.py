@@ -39,7 +39,7 @@ from fhir_server.search.query import (
     Updated,
 )
 from fhir_server.search.registry import Parameter
-from fhir_server.search.types import date, number, reference, special
+from fhir_server.search.types import date, number, quantity, reference, special
 from fhir_server.search.types.string import ENDING
 
 
@@ -144,7 +144,7 @@ def _meets(operand: Operand, values: Iterable[Any], world: World) -> bool:
     if isinstance(operand, Span):
         return any(number.matches(operand, value) for value in values)
     if isinstance(operand, Amount):
-        return any(value["k"] == operand.key and number.matches(operand.span, value) for value in values)
+        return any(quantity.matches(operand, value) for value in values)
     if isinstance(operand, Near):
         return any(special.matches(operand, value) for value in values)
     if isinstance(operand, Members):

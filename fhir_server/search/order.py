@@ -15,6 +15,7 @@ from typing import Any
 from fhir_server.search.query import Sort
 from fhir_server.search.registry import Parameter
 from fhir_server.search.types.date import BEGINNING
+from fhir_server.search.types.quantity import WIDE
 from fhir_server.store.documents import ENTRIES, ID, UPDATED, entry_path
 from fhir_server.store.protocol import Stored
 
@@ -183,7 +184,7 @@ def _lowest(parameter: Parameter) -> Mapping[str, Any]:
     """The lowest value of an entry, as an expression of the database."""
     path = "$" + entry_path(parameter.field)
     if parameter.type == "quantity":
-        written = {"$filter": {"input": {"$ifNull": [path, []]}, "as": "q", "cond": {"$eq": ["$$q.k", ""]}}}
+        written = {"$filter": {"input": {"$ifNull": [path, []]}, "as": "q", "cond": {"$in": ["$$q.k", ["", WIDE]]}}}
         return {"$min": {"$map": {"input": written, "as": "q", "in": "$$q.lo"}}}
     if parameter.type in ("date", "number"):
         return {"$min": path + ".lo"}

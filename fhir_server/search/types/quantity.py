@@ -5,6 +5,9 @@ One array of `{k, lo, hi}` per parameter, `k` the unit in which the numbers are:
     ""             any unit: the number as it was written          |mg            the code or the unit's text
     ~g.m-3         UCUM base units, for units that UCUM knows      <hash>|code    code of a system that is not UCUM
 
+A value that is no point (a Range, samples, "less than 5") has `^` before all that: the index on (k, lo) finds points above or
+below a number by reading no others, and the few that are wide stand apart.
+
 `5.4|http://unitsofmeasure.org|mg` is asked in base units and so finds 0.0054 g. Amounts of substance and mass meet only where
 the code beside the value says what the substance is (terminology/analytes.py): then the entry is there in both.
 """
@@ -21,12 +24,14 @@ from typing import Any
 from fhir_server.errors import BadRequest
 from fhir_server.search.escape import split_escaped
 from fhir_server.search.operands import Amount, Operand, Span
+from fhir_server.search.types import number
 from fhir_server.search.types.number import Entry, parse_exact, span
 from fhir_server.search.types.token import CANONICALS_OF_UNITS, system_key
 from fhir_server.terminology import analytes, units
 
 MODIFIERS = frozenset({"missing"})
 UCUM = "http://unitsofmeasure.org"
+WIDE = "^"
 _INFINITY = float("inf")
 # comparator → (is the low end open to infinity, the high end, is the end that is given excluded)
 _COMPARATORS = {
@@ -80,13 +85,13 @@ def _molar(value: Decimal | int, unit: str, context: Any) -> tuple[Fraction, str
 
 
 def quantity(value: Mapping[str, Any], context: Any = None) -> list[Entry]:
-    number = value.get("value")
-    if type(number) is bool or not isinstance(number, int | Decimal):
+    exact = value.get("value")
+    if type(exact) is bool or not isinstance(exact, int | Decimal):
         return []
     low, high, excluded = _COMPARATORS.get(value.get("comparator", ""), _PLAIN)
     found = _entries(
-        None if low else number,
-        None if high else number,
+        None if low else exact,
+        None if high else exact,
         value.get("system"),
         value.get("code"),
         value.get("unit"),
@@ -107,15 +112,16 @@ def _entries(low: Any, high: Any, system: Any, code: Any, unit: Any, context: An
         return []
     lo = -_INFINITY if low is None else float(low)
     hi = _INFINITY if high is None else float(high)
-    found = [{"k": "", "lo": lo, "hi": hi}]
+    wide = "" if low == high else WIDE
+    found = [{"k": wide, "lo": lo, "hi": hi}]
     if type(code) is str:
-        found.append({"k": "|" + code, "lo": lo, "hi": hi})
+        found.append({"k": f"{wide}|{code}", "lo": lo, "hi": hi})
     if type(unit) is str and unit != code:
-        found.append({"k": "|" + unit, "lo": lo, "hi": hi})
+        found.append({"k": f"{wide}|{unit}", "lo": lo, "hi": hi})
     if type(code) is not str or type(system) is not str:
         return found
     if system != UCUM or _linear(code) is None:
-        found.append({"k": f"{system_key(system)}|{code}", "lo": lo, "hi": hi})
+        found.append({"k": f"{wide}{system_key(system)}|{code}", "lo": lo, "hi": hi})
         return found
     for convert in (_base, _molar):
         least = None if low is None else convert(low, code, context)
@@ -124,7 +130,7 @@ def _entries(low: Any, high: Any, system: Any, code: Any, unit: Any, context: An
         if known is not None:
             found.append(
                 {
-                    "k": "~" + known[1],
+                    "k": f"{wide}~{known[1]}",
                     "lo": float(least[0]) if least else -_INFINITY,
                     "hi": float(most[0]) if most else _INFINITY,
                 }
@@ -170,6 +176,22 @@ ENTRIES: dict[str, Callable[..., list[Entry]]] = {
     "Money": money,
     "SampledData": sampled,
 }
+
+
+def matches(operand: Amount, entry: Mapping[str, Any]) -> bool:
+    return entry["k"] in (operand.key, WIDE + operand.key) and number.matches(operand.span, entry)
+
+
+def conditions(operand: Amount) -> list[dict[str, Any]]:
+    """Alternatives for one element: a point, which has no second end to ask for, or a wide value."""
+    found: list[dict[str, Any]] = []
+    for bounds in number.bounds(operand.span):
+        point: dict[str, Any] = {}
+        for limits in bounds.values():
+            point.update(limits)
+        found.append({"k": operand.key, "lo": point})
+        found.append({"k": WIDE + operand.key, **bounds})
+    return found
 
 
 def parse(text: str, modifier: str) -> Operand:
