@@ -14,6 +14,7 @@ from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import check_type
 from fhir_server.model.resource import load
 from fhir_server.search import execute, page
+from fhir_server.search.custom import CustomParameters
 from fhir_server.search.parse import parse
 from fhir_server.search.query import Query
 from fhir_server.search.valuesets import StoredTerminology
@@ -36,12 +37,17 @@ RESULT_PARAMETERS = (
 
 
 async def open_search(server: Server) -> None:
-    """The key that seals cursors: one for the database, so that every process takes the others' cursors."""
+    """Custom parameters, and the key that seals cursors: one for the database, so that every process takes all cursors."""
     kept = await server.store.setting(CURSOR_KEY)
     if kept is None:
         await server.store.set_setting(CURSOR_KEY, {"key": secrets.token_hex(32)}, if_absent=True)
         kept = await server.store.setting(CURSOR_KEY)
     server.rooms[CURSOR_KEY] = bytes.fromhex(str((kept or {})["key"]))
+    custom = CustomParameters(server.store, server.registry)
+    await custom.open()
+    server.committed.append(custom.committed)
+    server.closing.append(custom.close)
+    server.rooms["search-parameters"] = custom
 
 
 async def search(server: Server, context: Context, resource_type: str | None, pairs: Pairs) -> bytes:

@@ -22,6 +22,11 @@ from fhir_server.search.paths import Guard, Path, resolve
 from fhir_server.search.registry import COMPUTED, Parameter, Registry
 from fhir_server.search.types import date, number, quantity, reference, special, string, token, uri
 
+# FHIRPath's own types, which computed values have, as the FHIR types they are indexed like.
+SYSTEM_TYPES = {
+    f"System.{name}": name[0].lower() + name[1:]
+    for name in ("Boolean", "String", "Integer", "Decimal", "Date", "DateTime")
+} | {"System.Quantity": "Quantity"}
 CONTAINED = "#contained"
 IDENTIFIER = ":identifier"
 VERSION = ":version"
@@ -408,7 +413,8 @@ def _computed(parameter: Parameter) -> Callable[[Mapping[str, Any], str], list[A
 
     def compute(resource: Mapping[str, Any], base: str) -> list[Any]:
         found: list[Any] = []
-        for fhir_type, value in expression.typed(resource):
+        for name, value in expression.typed(resource):
+            fhir_type = SYSTEM_TYPES.get(name, name)
             if fhir_type not in usable:
                 continue
             if fhir_type == "Reference":

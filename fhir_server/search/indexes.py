@@ -13,7 +13,7 @@ from fhir_server.search.fulltext import CONTENT, TEXT
 from fhir_server.search.index import CONTAINED, IDENTIFIER
 from fhir_server.search.registry import Parameter, Registry
 from fhir_server.store.documents import ID, entry_path
-from fhir_server.store.protocol import Index
+from fhir_server.store.protocol import CUSTOM, Index
 
 # type → (reference that can occur once, date, what else it is looked up by)
 TIMELINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -51,7 +51,7 @@ def indexes(registry: Registry, resource_type: str) -> list[Index]:
         if path not in covered:
             for keys in _keys(parameter, path):
                 # `$elemMatch` on an array implies that the array is there, not that its elements have the key.
-                index = _index(keys, keys[0][0] if parameter.single else path)
+                index = _index(keys, keys[0][0] if parameter.single else path, custom=parameter.custom)
                 found[index.name] = index
     identifiers = sorted(
         {p.field for p in parameters.values() if p.type == "reference" and "Reference" in p.fhir_types}
@@ -92,7 +92,10 @@ def _timeline(registry: Registry, resource_type: str) -> list[Index]:
     return [_index(((start, 1), (end, 1), (ID, 1)), start), *found]
 
 
-def _index(keys: tuple[tuple[str, int], ...], exists: str) -> Index:
-    """Named by what it is, so that another definition is another index."""
+def _index(keys: tuple[tuple[str, int], ...], exists: str, *, custom: bool = False) -> Index:
+    """Named by what it is, so that another definition is another index.
+
+    The store drops indexes nobody wants, but not those of custom parameters: it opens before they are known.
+    """
     digest = blake2b(repr((keys, exists)).encode(), digest_size=4).hexdigest()
-    return Index(f"{keys[0][0]}-{digest}", keys, {exists: {"$exists": True}})
+    return Index(f"{CUSTOM if custom else ''}{keys[0][0]}-{digest}", keys, {exists: {"$exists": True}})

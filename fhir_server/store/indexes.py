@@ -11,7 +11,7 @@ from pymongo.errors import CollectionInvalid
 from pymongo.operations import IndexModel
 
 from fhir_server.store import documents as d
-from fhir_server.store.protocol import Index
+from fhir_server.store.protocol import CUSTOM, Index
 
 MOST_INDEXES = 64  # MongoDB's limit for one collection
 CLAIM_SECONDS = 86_400  # a claim only matters while two equal requests overlap
@@ -75,7 +75,7 @@ class Collections:
         collection = self._database[resource_type]
         await self._create(resource_type)
         present = {index["name"] async for index in await collection.list_indexes()}
-        unwanted = sorted(present - set(wanted) - {"_id_"})
+        unwanted = sorted(n for n in present - set(wanted) - {"_id_"} if not n.startswith(CUSTOM))
         missing = [_model(index) for name, index in wanted.items() if name not in present]
         # The new ones first, so that no search is ever without an index; unless both would not fit side by side.
         crowded = max(0, len(present) + len(missing) - MOST_INDEXES)

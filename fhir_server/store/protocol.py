@@ -72,6 +72,9 @@ class Event:
     cause: Cause
 
 
+CUSTOM = "custom-"  # names of indexes that stay though nobody wants them at the start
+
+
 @dataclass(frozen=True, slots=True)
 class Index:
     """A MongoDB index wanted on a collection of current versions. `keys`: (path, 1|-1); partial: a filter or None."""

@@ -1,0 +1,104 @@
+"""Search entries made anew for what is stored: after a new SearchParameter, or for a new version of this software.
+
+Goes through a type in the order of ids, in batches; after each batch it writes down how far it came, so that it can be stopped and
+started again. A resource that somebody changes meanwhile is left alone: the change has indexed it. Only when all is done is a
+parameter in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fhir_server.model.resource import load
+from fhir_server.search.custom import SETTING, ready_parameters
+from fhir_server.search.index import index
+from fhir_server.search.registry import Registry
+from fhir_server.store.documents import LIVE
+from fhir_server.store.protocol import Store, Stored
+
+BATCH = 200
+CHECKPOINT = "reindex"  # the setting: {"done": [types], "type": …, "after": id, "count": …}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`resource_type` is being read; `done` of `total` resources of all wanted types; `rate` per second."""
+
+    resource_type: str
+    done: int
+    total: int
+    rate: float
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.done / self.total if self.total else 100.0
+
+
+async def reindex(
+    store: Store, registry: Registry, types: Sequence[str] = (), *, base: str = "", settle: float = 0.0
+) -> AsyncIterator[Progress]:
+    """Yields after each batch. `types`: none for those that have waiting parameters; ("*",) for every type there is.
+
+    `base`: the server's own URL, as in `index`. `settle`: seconds for other processes to learn of new parameters (see
+    custom.INTERVAL) before reading, so that what they write meanwhile is indexed by them.
+    """
+    waiting = registry.unindexed()
+    urls = {url for found in waiting.values() for url in found}
+    present = await store.resource_types()
+    wanted = sorted(set(present) if tuple(types) == ("*",) else set(types or waiting) & set(present))
+    await asyncio.sleep(settle)
+    fingerprints = await _fingerprints(store)
+    point = await store.setting(CHECKPOINT) or {}
+    if point.get("wanted") != wanted or point.get("urls") != sorted(urls):
+        point = {"wanted": wanted, "urls": sorted(urls), "finished": [], "type": "", "after": "", "count": 0}
+    total = sum([await store.count(kind, LIVE) for kind in wanted])
+    started, before = time.monotonic(), int(point["count"])
+    for kind in wanted:
+        if kind in point["finished"]:
+            continue
+        await store.ensure_indexes(kind)
+        after = str(point["after"]) if point["type"] == kind else ""
+        async for batch in _batches(store, kind, after):
+            await store.replace_entries(kind, [_anew(registry, stored, base) for stored in batch])
+            point.update(type=kind, after=batch[-1].id, count=int(point["count"]) + len(batch))
+            await store.set_setting(CHECKPOINT, point)
+            seconds = max(time.monotonic() - started, 1e-6)
+            yield Progress(kind, int(point["count"]), total, (int(point["count"]) - before) / seconds)
+        point["finished"] = [*point["finished"], kind]
+    if not types or tuple(types) == ("*",):
+        ready = await ready_parameters(store)
+        ready.update({url: fingerprints[url] for url in urls if url in fingerprints})
+        await store.set_setting(SETTING, {"ready": ready})
+        for url in urls:
+            registry.mark_ready(url)
+    await store.set_setting(CHECKPOINT, {})
+    yield Progress("", total, total, 0.0)
+
+
+def _anew(registry: Registry, stored: Stored, base: str) -> Stored:
+    indexed = index(registry, load(stored.raw), base=base)
+    return replace(stored, entries=indexed.entries, patients=indexed.patients)
+
+
+async def _batches(store: Store, resource_type: str, after: str) -> AsyncIterator[list[Stored]]:
+    batch: list[Stored] = []
+    async for stored in store.scan(resource_type, after=after):
+        batch.append(stored)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+async def _fingerprints(store: Store) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    async for stored in store.scan("SearchParameter"):
+        url = load(stored.raw).get("url")
+        if isinstance(url, str):
+            found[url] = f"{stored.id}/{stored.version}"
+    return found
