@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fhir_server.errors import BadRequest
 from fhir_server.search.escape import escape
 from fhir_server.search.operands import Containing, Ending, Keys, Operand, Prefixed
-from fhir_server.search.query import All, Any_, Condition, Match, Missing, Not
+from fhir_server.search.query import All, AnyOf, Condition, Match, Missing, Not
 from fhir_server.search.registry import Parameter
 from fhir_server.search.text import fold
 
@@ -70,7 +70,7 @@ class _Filter:
         while self._peek() in ("and", "or"):
             operator = self._next()
             right = self._logical(depth)
-            found = All((found, right)) if operator == "and" else Any_((found, right))
+            found = All((found, right)) if operator == "and" else AnyOf((found, right))
         return found
 
     def _logical(self, depth: int) -> Condition:

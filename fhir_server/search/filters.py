@@ -29,7 +29,7 @@ from fhir_server.search.operands import (
 )
 from fhir_server.search.query import (
     All,
-    Any_,
+    AnyOf,
     Chain,
     Condition,
     Has,
@@ -44,7 +44,7 @@ from fhir_server.search.query import (
 from fhir_server.search.registry import Parameter
 from fhir_server.search.restrict import Restriction
 from fhir_server.search.types import date, number, quantity, special
-from fhir_server.search.types.string import ENDING, EXACT
+from fhir_server.search.types.string import ENDING
 from fhir_server.store.documents import DELETED, ENTRIES, ID, PATIENTS, UPDATED, entry_path
 
 Filter = dict[str, Any]
@@ -80,7 +80,7 @@ class Compiler:
             return self._missing(condition)
         if isinstance(condition, All):
             return both(self.filter(c) for c in condition.conditions)
-        if isinstance(condition, Any_):
+        if isinstance(condition, AnyOf):
             return either([self.filter(c) for c in condition.conditions])
         if isinstance(condition, Not):
             return {"$nor": [self.filter(condition.condition)]}

@@ -26,7 +26,7 @@ from fhir_server.search.operands import (
 )
 from fhir_server.search.query import (
     All,
-    Any_,
+    AnyOf,
     Chain,
     Condition,
     Has,
@@ -67,7 +67,7 @@ _ALONE = Candidate("", "", Indexed({}, ()))
 
 def matches(query: Query, candidate: Candidate, world: World = NOWHERE) -> bool:
     """Whether the candidate is among what the query asks for, before paging."""
-    return all(_holds(c, candidate, world) for c in query.conditions.get(candidate.resource_type, (Any_(()),)))
+    return all(_holds(c, candidate, world) for c in query.conditions.get(candidate.resource_type, (AnyOf(()),)))
 
 
 def holds(condition: Condition, entries: Mapping[str, Any]) -> bool:
@@ -82,7 +82,7 @@ def _holds(condition: Condition, candidate: Candidate, world: World) -> bool:
         return _present(condition.parameter, candidate.indexed.entries) is not condition.missing
     if isinstance(condition, All):
         return all(_holds(c, candidate, world) for c in condition.conditions)
-    if isinstance(condition, Any_):
+    if isinstance(condition, AnyOf):
         return any(_holds(c, candidate, world) for c in condition.conditions)
     if isinstance(condition, Not):
         return not _holds(condition.condition, candidate, world)

@@ -13,11 +13,12 @@ from fhir_server.errors import BadRequest, UnknownParameter
 from fhir_server.model.definitions import RESOURCE_TYPES, compartment
 from fhir_server.search import fulltext
 from fhir_server.search.escape import split, unescape
+from fhir_server.search.filter import parse_filter
 from fhir_server.search.index import IDENTIFIER, VERSION
 from fhir_server.search.operands import Interval, Keys, Operand, Parts
 from fhir_server.search.query import (
     All,
-    Any_,
+    AnyOf,
     Chain,
     Condition,
     Has,
@@ -140,8 +141,8 @@ class _Parser:
             if name != "_count":
                 applied.append((name, value))
         if within is not None:
-            for t in conditions:
-                conditions[t].insert(0, self._compartment(within, t))
+            for t, found_conditions in conditions.items():
+                found_conditions.insert(0, self._compartment(within, t))
         sort = options.pop("sort", {})
         return Query(
             types_,
@@ -417,7 +418,7 @@ class _Parser:
 
     def _last_updated(self, resource_type: str, name: str, modifier: str, value: str) -> Condition:
         if modifier == "missing":
-            return All(()) if _choice(name, value, ("true", "false")) == "false" else Any_(())
+            return All(()) if _choice(name, value, ("true", "false")) == "false" else AnyOf(())
         if modifier:
             raise BadRequest(f"Parameter {name!r}: date parameters have no modifier {modifier!r}")
         found: list[Interval] = []
@@ -436,7 +437,7 @@ class _Parser:
         if modifier:
             raise BadRequest(f"Parameter {name!r}: _list has no modifier {modifier!r}")
         found = tuple(Listed(resource_type, id.removeprefix("List/")) for id in split(value, ","))
-        return found[0] if len(found) == 1 else Any_(found)
+        return found[0] if len(found) == 1 else AnyOf(found)
 
     def _words(self, resource_type: str, name: str, modifier: str, value: str) -> Condition:
         if modifier:
@@ -448,8 +449,6 @@ class _Parser:
         return Match(fulltext.parameter(resource_type, name), operands)
 
     def _filter(self, resource_type: str, name: str, modifier: str, value: str) -> Condition:
-        from fhir_server.search.filter import parse_filter
-
         if modifier:
             raise BadRequest(f"Parameter {name!r}: _filter has no modifier {modifier!r}")
         return parse_filter(self, resource_type, value)
@@ -527,4 +526,4 @@ def _versions(parameter: Parameter, operands: Sequence[Operand]) -> Condition:
         found.append(Match(parameter, (Keys(tuple(plain)),)))
     if versioned:
         found.append(Match(parameter, (Keys(tuple(versioned)),), suffix=VERSION))
-    return found[0] if len(found) == 1 else Any_(tuple(found))
+    return found[0] if len(found) == 1 else AnyOf(tuple(found))

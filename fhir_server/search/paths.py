@@ -109,12 +109,12 @@ class _Parser:
         else:
             found = [[("name", self._name(), "")]]
         while True:
-            token = self._peek()
-            if token == ".":
+            ahead = self._peek()
+            if ahead == ".":
                 self._next()
                 operation = self._call(self._name())
                 found = [[*path, operation] for path in found]
-            elif token == "as":
+            elif ahead == "as":
                 self._next()
                 operation = ("as", self._name(), "")
                 found = [[*path, operation] for path in found]

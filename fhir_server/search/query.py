@@ -89,7 +89,7 @@ class All:
 
 
 @dataclass(frozen=True, slots=True)
-class Any_:
+class AnyOf:
     conditions: tuple[Condition, ...]
 
 
@@ -98,7 +98,7 @@ class Not:
     condition: Condition
 
 
-Condition = Match | Missing | Ids | Updated | InCompartment | Listed | Chain | Has | All | Any_ | Not
+Condition = Match | Missing | Ids | Updated | InCompartment | Listed | Chain | Has | All | AnyOf | Not
 
 
 @dataclass(frozen=True, slots=True)

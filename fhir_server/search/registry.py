@@ -12,6 +12,7 @@ from fhir_server.errors import Unprocessable
 from fhir_server.model.definitions import (
     RESOURCE_TYPES,
     SearchParameterDefinition,
+    compartment,
     search_parameters,
     type_definition,
 )
@@ -130,14 +131,12 @@ class Registry:
 
     def indexes(self, resource_type: str) -> list[Index]:
         """What the store creates with the collection of this type, besides its own: see search/indexes.py."""
-        from fhir_server.search.indexes import indexes
+        from fhir_server.search.indexes import indexes  # noqa: PLC0415  (it is built on parameters)
 
         return indexes(self, resource_type)
 
     def compartment(self, code: str, resource_type: str) -> list[Parameter]:
         """The parameters that put a resource of this type into compartments of type `code`. KeyError if unknown."""
-        from fhir_server.model.definitions import compartment
-
         known = self.parameters(resource_type)
         return [known[name] for name in compartment(code).get(resource_type, ()) if name in known]
 

@@ -1,8 +1,8 @@
 """Search entries made anew for what is stored: after a new SearchParameter, or for a new version of this software.
 
-Goes through a type in the order of ids, in batches; after each batch it writes down how far it came, so that it can be stopped and
-started again. A resource that somebody changes meanwhile is left alone: the change has indexed it. Only when all is done is a
-parameter in force.
+Goes through a type in the order of ids, in batches; after each batch it writes down how far it came, so that it can be
+stopped and started again. A resource that somebody changes meanwhile is left alone: the change has indexed it. Only when
+all is done is a parameter in force.
 """
 
 from __future__ import annotations

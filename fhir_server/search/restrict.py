@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from fhir_server.search.match import holds
+from fhir_server.search.parse import parse_condition
 from fhir_server.search.query import All, Condition
+from fhir_server.search.registry import standard
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,6 @@ class Alternative:
 
     def allows(self, patients: Collection[str], entries: Mapping[str, Any]) -> bool:
         """Whether a resource with these compartments and search entries comes through."""
-        from fhir_server.search.match import holds
-
         if self.patients is not None and self.patients.isdisjoint(patients):
             return False
         if self.excluded and not self.excluded.isdisjoint(patients):
@@ -75,7 +76,4 @@ def unrestricted(resource_type: str) -> Restriction:
 
 @lru_cache(maxsize=1024)
 def _condition(resource_type: str, parameters: tuple[tuple[str, str], ...]) -> Condition:
-    from fhir_server.search.parse import parse_condition
-    from fhir_server.search.registry import standard
-
     return All(tuple(parse_condition(standard(), resource_type, name, value) for name, value in parameters))

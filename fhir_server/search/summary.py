@@ -58,16 +58,22 @@ def _summarised(item: Mapping[str, Any], definition: TypeDefinition) -> dict[str
         element = _element(definition, key)
         if element is None or not (element.summary or _needed(element)):
             continue
-        if "." in element.type and element.type != definition.name:
-            inner = type_definition(element.type)
-            if isinstance(value, list):
-                value = [_summarised(v, inner) if isinstance(v, dict) else v for v in value]
-            elif isinstance(value, dict):
-                value = _summarised(value, inner)
-            if not value:
-                continue
-        found[key] = value
+        part = _part(value, element, definition)
+        if part:
+            found[key] = part
+        elif value == part:
+            found[key] = value
     return found
+
+
+def _part(value: Any, element: Element, definition: TypeDefinition) -> Any:
+    """Of an element with elements of its own, its summary; any other value as it is."""
+    if "." not in element.type or element.type == definition.name:
+        return value
+    inner = type_definition(element.type)
+    if isinstance(value, list):
+        return [_summarised(v, inner) if isinstance(v, dict) else v for v in value]
+    return _summarised(value, inner) if isinstance(value, dict) else value
 
 
 def _element(definition: TypeDefinition, key: str) -> Element | None:
