@@ -169,7 +169,7 @@ def create(settings: Settings | None = None) -> Application:
         url = settings.mongo_url
         if not url:
             embedded = EmbeddedMongo(settings.data_dir, cache_mb=settings.mongo_cache_mb)
-            url = await asyncio.to_thread(embedded.start)
+            url = embedded.start()  # on this thread: the kernel ends mongod with the thread that started it
         try:
             server = build_server(settings, url)
             await server.store.open()

@@ -52,11 +52,11 @@ async def dry_run(server: Server, context: Context, call: Call) -> Answer:
         parts.append(
             {"name": "tag", "part": [{"name": "code", "valueCode": tag}, {"name": "count", "valueInteger": count}]}
         )
-    for error, count in sorted(found.failed.items()):
+    for why, count in sorted(found.failed.items()):
         parts.append(
             {
                 "name": "failed",
-                "part": [{"name": "error", "valueString": error}, {"name": "count", "valueInteger": count}],
+                "part": [{"name": "error", "valueString": why}, {"name": "count", "valueInteger": count}],
             }
         )
     parts += [{"name": "example", "valueReference": {"reference": f"Patient/{patient}"}} for patient in found.examples]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
@@ -37,7 +37,9 @@ def in_words(error: Exception, *, writing: bool = False) -> Exception:
     return error
 
 
-def answering(method: Callable[Parameters, Awaitable[Result]]) -> Callable[Parameters, Awaitable[Result]]:
+def answering(
+    method: Callable[Parameters, Coroutine[Any, Any, Result]],
+) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
     """For the store's reads: a database that is away is 503, not our fault with a stack trace."""
 
     @wraps(method)
