@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any
 
+from fhir_server.automation.risk import RISK_SCORES
 from fhir_server.automation.risk.inputs import Inputs, Value
 from fhir_server.automation.risk.specification import Band, Input, Specification
 from fhir_server.terminology import units
@@ -60,8 +61,6 @@ class Result:
 
 def compute(specification: Specification, given: Mapping[str, Any]) -> Result:
     """The score of `given` (input name → number, boolean, text or Quantity). Raises MissingInput, OutOfRange, InvalidInput."""
-    from fhir_server.automation.risk import RISK_SCORES  # noqa: PLC0415  the table imports this module's neighbours
-
     inputs = checked(specification, given)
     raw = RISK_SCORES[specification.code](inputs)
     step = Decimal(1).scaleb(-specification.places)
