@@ -48,4 +48,4 @@ def configure(level: str) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, LEVELS[level.lower()]))
     # What no line shows need not be looked up for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined]
+    logging._srcfile = None

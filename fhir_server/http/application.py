@@ -6,16 +6,17 @@ Below Starlette's Request and Response, which would cost more than the interacti
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 
 from fhir_server.auth.audit import Audit
 from fhir_server.auth.policy import Principal
-from fhir_server.errors import BadRequest, FhirError, TooLarge, UnsupportedMediaType
+from fhir_server.errors import BadRequest, FhirError, NotFound, TooLarge, UnsupportedMediaType
 from fhir_server.http import failures, wire
 from fhir_server.http.audited import accesses
 from fhir_server.http.middleware import Receive, Scope, Send
 from fhir_server.http.routes import dispatch, known_shape
-from fhir_server.interactions.call import Call, parse_query
+from fhir_server.interactions.call import Call, parse_query, segments
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.patch_document import JSON_PATCH
 
@@ -25,6 +26,8 @@ PLAIN = wire.Wish()
 NO_CALL = Call("", ("metadata",))  # a request that was not understood names nothing to be audited
 FORM = "application/x-www-form-urlencoded"
 
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 # The headers that an interaction or the wire looks at; decoding the others would cost more than routing.
 HEARD = {
@@ -47,6 +50,7 @@ class FhirApplication:
         self._server = server
         self._authenticate = authenticate
         self._base_path = server.settings.base_path
+        self._mount = segments(self._base_path)
         self._public = server.settings.public_url.rstrip("/")
         self._most = server.settings.max_body_mb * 1024 * 1024
         self._audit: Audit | None = server.rooms.get("audit")
@@ -60,13 +64,14 @@ class FhirApplication:
         call = NO_CALL
         principal = Principal.nobody()
         try:
-            path = scope["path"][len(self._base_path) :] if scope["path"].startswith(self._base_path) else scope["path"]
             query = parse_query(scope["query_string"].decode("ascii", "strict")) if scope["query_string"] else []
-            call = wire.from_scope(method, path, query, headers)
+            call = Call(method, self._path(scope), query, headers)
             scope["route_shape"] = known_shape(call.path)
             wanted = wire.wish(headers, query)
             if method in ("POST", "PUT", "PATCH"):
-                await self._read_body(call, scope, receive)
+                await self._read_body(call, receive)
+                if call.query is not query:
+                    wanted = wire.wish(headers, call.query)
             principal = await self._authenticate(scope)
             lenient = "prefer" in headers and wire.preferences(headers["prefer"])[1]
             context = Context(principal, base, request_id, lenient)
@@ -92,18 +97,25 @@ class FhirApplication:
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": body if method != "HEAD" else b""})
 
+    def _path(self, scope: Scope) -> tuple[str, ...]:
+        """The segments below the base; each is decoded for itself, so that `%2F` is no separator."""
+        raw: bytes = scope.get("raw_path") or b""
+        if b"%" not in raw:
+            return tuple(part for part in scope["path"][len(self._base_path) :].split("/") if part)
+        path = segments(raw.partition(b"?")[0].decode("ascii", "strict"))
+        if path[: len(self._mount)] != self._mount:
+            raise NotFound(f"The FHIR base is {self._base_path}")
+        return path[len(self._mount) :]
+
     def _base(self, scope: Scope, headers: dict[str, str]) -> str:
         """As the client addressed us; a Host header that is no host is not repeated in links."""
         host = headers.get("host", "")
-        if (
-            not host
-            or not host.replace(".", "").replace("-", "").replace(":", "").replace("[", "").replace("]", "").isalnum()
-        ):
+        if _HOST.fullmatch(host) is None:
             address = scope.get("server") or ("localhost", 80)
             host = f"{address[0]}:{address[1]}"
         return f"{scope.get('scheme', 'http')}://{host}{self._base_path}"
 
-    async def _read_body(self, call: Call, scope: Scope, receive: Receive) -> None:
+    async def _read_body(self, call: Call, receive: Receive) -> None:
         length = call.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._most:
             raise TooLarge(f"The body is larger than the {self._most} bytes that this server takes")
@@ -130,6 +142,8 @@ class FhirApplication:
         kind = content_type.partition(";")[0].strip().lower()
         if kind == FORM:
             self._read_form(call, body)
+        elif call.path and call.path[-1] == "_search":
+            raise UnsupportedMediaType(f"The parameters of POST _search are a form: {FORM}")
         elif kind == JSON_PATCH:
             if call.method != "PATCH":
                 raise UnsupportedMediaType(f"{JSON_PATCH} is for PATCH")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import quote, urlencode
 
-from fhir_server.errors import BadRequest, MethodNotAllowed, NotFound, UnknownParameter
+from fhir_server.errors import BadRequest, Issue, MethodNotAllowed, NotFound, UnknownParameter
+from fhir_server.http.wire import preferences
 from fhir_server.interactions import capabilities, conditional, patch_document, read, search, write
 from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import Written
 from fhir_server.model import dates
-from fhir_server.model.resource import dump
+from fhir_server.model.resource import dump, load
 from fhir_server.operations import find
+from fhir_server.search.summary import subset
 from fhir_server.store.protocol import Stored
 
 Endpoint = Callable[[Server, Context, Call], Awaitable[Answer]]
@@ -111,7 +113,7 @@ async def do_conditional_patch(server: Server, context: Context, call: Call) -> 
 async def do_delete(server: Server, context: Context, call: Call) -> Answer:
     controls(context, call, FORMAT)
     result = await write.delete(server, context, call.path[0], call.path[1], if_match=call.header("if-match"))
-    return _deleted([result])
+    return _deleted(call, [result])
 
 
 async def do_conditional_delete(server: Server, context: Context, call: Call) -> Answer:
@@ -124,11 +126,17 @@ async def do_conditional_delete(server: Server, context: Context, call: Call) ->
         multiple=call.first("_multiple") == "true",
         if_match=call.header("if-match"),
     )
-    return _deleted(results)
+    return _deleted(call, results)
 
 
-def _deleted(results: Sequence[Written]) -> Answer:
+def _deleted(call: Call, results: Sequence[Written]) -> Answer:
+    """204, or 200 with an OperationOutcome for those who prefer one. https://hl7.org/fhir/R4/http.html#delete"""
     answer = Answer(204)
+    if preferences(call.headers.get("prefer", ""))[0] == "OperationOutcome":
+        names = [f"{one.stored.resource_type}/{one.stored.id}" for one in results if one.stored and one.changed]
+        text = f"Deleted: {', '.join(names[:100])}" if names else "There was nothing to delete"
+        more = f" and {len(names) - 100} more" if len(names) > 100 else ""
+        answer = Answer(200, issues=[Issue("information", "informational", text + more)])
     if len(results) == 1 and results[0].stored is not None:
         answer.headers["ETag"] = f'W/"{results[0].stored.version}"'
     return answer
@@ -146,6 +154,8 @@ async def do_compartment(server: Server, context: Context, call: Call) -> Answer
 
 async def do_history(server: Server, context: Context, call: Call) -> Answer:
     path = call.path[:-1]
+    if call.first("_summary") == "count":
+        raise BadRequest("_summary=count is for searches; a history is not counted")
     resource_type = path[0] if path else None
     id = path[1] if len(path) > 1 else None
     page = await read.history(server, context, resource_type, id, call)
@@ -154,11 +164,20 @@ async def do_history(server: Server, context: Context, call: Call) -> Answer:
     if page.cursor is not None:
         links.append({"relation": "next", "url": f"{url}?{urlencode([*page.applied, ('_cursor', page.cursor)])}"})
     head = dump({"resourceType": "Bundle", "type": "history", "link": links})
-    entries = b",".join(_history_entry(context.base, stored) for stored in page.versions)
+    entries = b",".join(_history_entry(context.base, stored, call) for stored in page.versions)
     return Answer(200, body=head[:-1] + (b',"entry":[' + entries + b"]}" if entries else b"}"))
 
 
-def _history_entry(base: str, stored: Stored) -> bytes:
+def _shown(raw: bytes, call: Call) -> bytes:
+    """The part that `_summary` or `_elements` asks for."""
+    summary = call.first("_summary") or ""
+    elements = [name.strip() for name in (call.first("_elements") or "").split(",") if name.strip()]
+    if summary in ("", "false") and not elements:
+        return raw
+    return dump(subset(load(raw), summary, elements))
+
+
+def _history_entry(base: str, stored: Stored, call: Call) -> bytes:
     address = f"{stored.resource_type}/{stored.id}"
     method = {"create": "POST", "update": "PUT", "delete": "DELETE"}[stored.method]
     if stored.method == "create" and stored.version > 1:
@@ -174,19 +193,19 @@ def _history_entry(base: str, stored: Stored) -> bytes:
             },
         }
     )
-    body = b"" if stored.deleted else b'"resource":' + stored.raw + b","
+    body = b"" if stored.deleted else b'"resource":' + _shown(stored.raw, call) + b","
     return b'{"fullUrl":"' + f"{base}/{address}".encode() + b'",' + body + rest[1:]
 
 
 async def do_metadata(server: Server, context: Context, call: Call) -> Answer:
     controls(context, call, SHAPE | {"mode"})
-    return Answer(200, body=dump(capabilities.statement(server, context, call.first("mode") or "full")))
+    return Answer(200, body=_shown(dump(capabilities.statement(server, context, call.first("mode") or "full")), call))
 
 
 async def do_operation(server: Server, context: Context, call: Call) -> Answer:
     name = next(part for part in reversed(call.path) if part.startswith("$"))
     before = call.path[: call.path.index(name)]
-    level = ("system", "type", "instance")[min(len(before), 2)]
+    level = ("system", "type", "instance", "", "version")[len(before)]
     if before:
         write.check_type(before[0])
     operation = find(name[1:], before[0] if before else None, level)

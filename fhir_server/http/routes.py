@@ -23,27 +23,34 @@ Endpoint = Callable[[Server, Context, Call], Awaitable[Answer]]
 
 async def do_bundle(server: Server, context: Context, call: Call) -> Answer:
     do.controls(context, call, do.FORMAT)
-    kind, answers = await bundle.process(server, context, call, dispatch_safely)
+    kind, answers = await bundle.process(server, context, call, dispatch, dispatch_safely)
     returning = preferences(call.headers.get("prefer", ""))[0] or "minimal"
     head = dump({"resourceType": "Bundle", "type": kind})
     parts = []
-    for number, answer in enumerate(answers):
-        parts.append(_response_entry(answer, context.base, returning))
+    entries = (call.resource or {}).get("entry", ())
+    for number, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
+        bare = isinstance(entry, dict) and (entry.get("request") or {}).get("method") == "HEAD"
+        parts.append(_response_entry(answer, context.base, returning, bare))
         if number % 500 == 499:
             await asyncio.sleep(0)
     body = head[:-1] + (b',"entry":[' + b",".join(parts) + b"]}" if parts else b"}")
     return Answer(200, body=body, parts=answers)
 
 
-def _response_entry(answer: Answer, base: str, returning: str) -> bytes:
+def _response_entry(answer: Answer, base: str, returning: str, bare: bool) -> bytes:
+    """`bare`: of a HEAD, whose answer is without the resource."""
     resource = b""
     shown = None
     if answer.status >= 400 or (answer.wrote and returning == "OperationOutcome"):
         shown = failures.outcome(answer.issues)
+    elif bare or answer.status in (204, 304):
+        pass
     elif answer.body:
         resource = answer.body
-    elif answer.stored is not None and not answer.stored.deleted and answer.status != 304:
+    elif answer.stored is not None:
         resource = answer.stored.raw if not answer.wrote or returning == "representation" else b""
+    else:  # an operation whose result is an OperationOutcome
+        resource = dump(failures.outcome(answer.issues))
     rest = dump(bundle.response_entry(answer, base, shown))
     return b'{"resource":' + resource + b"," + rest[1:] if resource else rest
 

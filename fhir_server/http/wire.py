@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from fhir_server.errors import BadRequest, Malformed, NotAcceptable, TooLarge, UnsupportedMediaType
 from fhir_server.http.failures import outcome
-from fhir_server.interactions.call import Answer, Call, Pairs
+from fhir_server.interactions.call import Answer, Pairs
 from fhir_server.interactions.write import http_date
 from fhir_server.model.resource import Resource, dump, load, pretty
 from fhir_server.model.xml import from_xml, to_xml
@@ -25,6 +25,7 @@ JSON, XML = "application/fhir+json", "application/fhir+xml"
 _JSON = {"json", "application/json", "application/fhir+json", "text/json", "application/json+fhir"}
 _XML = {"xml", "text/xml", "application/xml", "application/fhir+xml", "application/xml+fhir"}
 _TOKEN = re.compile(r"[a-zA-Z-]+")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 8.1: a reader may ignore it
 COMPRESS_FROM = 1400  # bytes: what fits one packet gains nothing
 
 
@@ -117,8 +118,19 @@ def wish(headers: Mapping[str, str], query: Pairs) -> Wish:
         returning or "representation",
         summary if summary not in ("", "false") else None,
         elements,
-        "gzip" in headers.get("accept-encoding", ""),
+        takes_gzip(headers.get("accept-encoding", "")),
     )
+
+
+@lru_cache(maxsize=512)
+def takes_gzip(accept_encoding: str) -> bool:
+    """https://www.rfc-editor.org/rfc/rfc9110#name-accept-encoding; the most specific entry decides."""
+    taken: dict[str, bool] = {}
+    for part in accept_encoding.lower().split(","):
+        name, _, rest = part.partition(";")
+        quality = rest.partition("q=")[2].strip() or "1"
+        taken[name.strip()] = quality.strip("0.") != ""
+    return taken.get("gzip", taken.get("x-gzip", taken.get("*", False)))
 
 
 def unpack(body: bytes, encoding: str, most: int) -> bytes:
@@ -147,7 +159,7 @@ def parse(body: bytes, content_type: str) -> Resource:
     if charset and charset not in ("utf-8", "utf8"):
         raise UnsupportedMediaType(f"charset {charset[:40]!r} is not understood; FHIR is UTF-8")
     if name in _JSON:
-        return load(body)
+        return load(body.removeprefix(BYTE_ORDER_MARK))
     if name in _XML:
         return from_xml(body)
     raise UnsupportedMediaType(
@@ -196,11 +208,6 @@ def _body(answer: Answer, wanted: Wish) -> bytes:
             if wanted.returning == "OperationOutcome":
                 return dump(outcome(answer.issues))
         if wanted.summary or wanted.elements:
-            return dump(subset(load(answer.stored.raw), wanted.summary, wanted.elements))
+            return dump(subset(load(answer.stored.raw), wanted.summary or "", wanted.elements))
         return answer.stored.raw
     return dump(outcome(answer.issues))
-
-
-def from_scope(method: str, path: str, query: Pairs, headers: Mapping[str, str]) -> Call:
-    """Percent-decoding is done already (ASGI `path`)."""
-    return Call(method, tuple(part for part in path.split("/") if part), query, headers)

@@ -11,15 +11,17 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TypeVar
 
-from fhir_server.errors import BadRequest, Conflict, FhirError, Issue, TooLarge, Unprocessable
+from fhir_server.errors import BadRequest, Conflict, FhirError, Gone, Issue, NotFound, TooLarge, Unprocessable
 from fhir_server.interactions import patch_document, write
 from fhir_server.interactions.call import Answer, Call, check_id, split_url
 from fhir_server.interactions.conditional import claim_key, criteria_of, sole_match
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.references import Rewriting, conditional_references, rewritten
 from fhir_server.model import dates
+from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.model.resource import Resource, load
 from fhir_server.store.protocol import Changed, Claim, Key, Put, Stored
 
@@ -52,8 +54,13 @@ class Entry:
         return f"Bundle.entry[{self.index}]"
 
 
-async def process(server: Server, context: Context, call: Call, dispatch: Dispatch) -> tuple[str, list[Answer]]:
-    """A Bundle of type batch or transaction → the response's type and one answer an entry, in request order."""
+async def process(
+    server: Server, context: Context, call: Call, dispatch: Dispatch, safely: Dispatch
+) -> tuple[str, list[Answer]]:
+    """A Bundle of type batch or transaction → the response's type and one answer an entry, in request order.
+
+    `dispatch` carries out one request and raises where it fails, `safely` answers with the failure.
+    """
     bundle = call.resource
     if bundle is None or bundle.get("resourceType") != "Bundle":
         raise BadRequest("A POST to the base needs a Bundle of type batch or transaction")
@@ -70,9 +77,9 @@ async def process(server: Server, context: Context, call: Call, dispatch: Dispat
     if len(raw) > most:
         raise TooLarge(f"The Bundle has {len(raw)} entries; this server takes {most} at once")
     if kind == "batch":
-        return "batch-response", await _batch(server, context, raw, dispatch)
+        return "batch-response", await _batch(server, context, raw, safely)
     entries = [_entry(index, item, context) for index, item in enumerate(raw)]
-    return "transaction-response", await _transaction(server, context, entries, dispatch)
+    return "transaction-response", await _transaction(server, context, entries, dispatch, safely)
 
 
 def _entry(index: int, item: object, context: Context) -> Entry:
@@ -85,13 +92,16 @@ def _entry(index: int, item: object, context: Context) -> Entry:
         raise BadRequest(
             f"{where}.request needs a method ({', '.join(ORDER)}) and a url", expression=[f"{where}.request"]
         )
-    path, query = split_url(url, context.base)
+    try:
+        path, query = split_url(url, context.base)
+    except BadRequest as error:
+        raise BadRequest(f"{where}: {error.diagnostics}", expression=[f"{where}.request.url"]) from None
     headers = {
         header: str(request[name])
         for name, header in (
             ("ifMatch", "if-match"),
             ("ifNoneMatch", "if-none-match"),
-            ("ifModifiedSince", "if-modified-since"),
+            ("ifModifiedSince", "if-modified-since"),  # an instant; read.not_modified knows both forms
             ("ifNoneExist", "if-none-exist"),
         )
         if name in request
@@ -118,9 +128,14 @@ async def _batch(server: Server, context: Context, raw: list[object], dispatch: 
     return list(await asyncio.gather(*(one(index, item) for index, item in enumerate(raw))))
 
 
-async def _transaction(server: Server, context: Context, entries: list[Entry], dispatch: Dispatch) -> list[Answer]:
+async def _transaction(
+    server: Server, context: Context, entries: list[Entry], dispatch: Dispatch, safely: Dispatch
+) -> list[Answer]:
     writes = sorted((entry for entry in entries if ORDER[entry.call.method] < 3), key=lambda e: ORDER[e.call.method])
+    reads = [entry for entry in entries if ORDER[entry.call.method] == 3]
     _check_requests(server, context, writes)
+    if writes:
+        await _rehearse(server, context, reads, dispatch)
     for attempt in range(ATTEMPTS):
         await _identify(server, context, writes)
         puts = await _prepare(server, context, writes)
@@ -133,10 +148,20 @@ async def _transaction(server: Server, context: Context, entries: list[Entry], d
     else:
         raise Conflict("The resources of this transaction are being changed by others at the same time; try again")
     answers = {entry.index: _answer(entry) for entry in writes}
-    for entry in entries:
-        if entry.index not in answers:
-            answers[entry.index] = await _within(entry, dispatch(server, context, entry.call))
+    for entry in reads:
+        # What is written stays written: a read that fails now must not make it look refused.
+        answers[entry.index] = await _within(entry, (safely if writes else dispatch)(server, context, entry.call))
     return [answers[entry.index] for entry in entries]
+
+
+async def _rehearse(server: Server, context: Context, reads: list[Entry], dispatch: Dispatch) -> None:
+    """Reads that cannot succeed refuse the transaction before it writes; those of what it will make are let through."""
+    for entry in reads:
+        try:
+            await _within(entry, dispatch(server, context, entry.call))
+        except (NotFound, Gone):
+            if not 2 <= len(entry.call.path) <= 4 or entry.call.path[0] not in RESOURCE_TYPES:
+                raise
 
 
 def _check_requests(server: Server, context: Context, writes: list[Entry]) -> None:
@@ -266,6 +291,8 @@ async def _prepare_one(
             write.check_body_id(body, id)
         elif call.method == "PUT" and body.get("id", id) != id:
             raise BadRequest(f"The criteria match {resource_type}/{id}, but the body's id is {body['id']!r}")
+        if entry.claim is not None and previous is not None:
+            raise Conflict(f"Nothing matches the criteria, but {resource_type}/{id} exists already")
         if previous is None or previous.deleted:
             server.policy.may(context.principal, "create", resource_type)
     body = rewritten(body, rewriting)
@@ -346,7 +373,7 @@ def _answer(entry: Entry) -> Answer:
 
 def response_entry(answer: Answer, base: str, outcome: Resource | None) -> dict[str, object]:
     """One entry of a batch-response or transaction-response; the resource's bytes are spliced in by the wire."""
-    response: dict[str, object] = {"status": _STATUS.get(answer.status, str(answer.status))}
+    response: dict[str, object] = {"status": f"{answer.status} {HTTPStatus(answer.status).phrase}"}
     if answer.location:
         response["location"] = f"{base}/{answer.location}"
     if answer.stored is not None:
@@ -355,23 +382,3 @@ def response_entry(answer: Answer, base: str, outcome: Resource | None) -> dict[
     if outcome is not None:
         response["outcome"] = outcome
     return {"response": response}
-
-
-_STATUS = {
-    200: "200 OK",
-    201: "201 Created",
-    204: "204 No Content",
-    304: "304 Not Modified",
-    400: "400 Bad Request",
-    401: "401 Unauthorized",
-    403: "403 Forbidden",
-    404: "404 Not Found",
-    405: "405 Method Not Allowed",
-    409: "409 Conflict",
-    410: "410 Gone",
-    412: "412 Precondition Failed",
-    422: "422 Unprocessable Entity",
-    429: "429 Too Many Requests",
-    500: "500 Internal Server Error",
-    503: "503 Service Unavailable",
-}

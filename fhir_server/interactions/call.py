@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from fhir_server.errors import BadRequest, Issue
 from fhir_server.model.resource import Resource
@@ -14,8 +14,9 @@ from fhir_server.store.protocol import Stored
 
 Pairs = list[tuple[str, str]]
 
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:|//")
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
-_ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
+_ETAG = re.compile(r'\s*(?:W/)?(?:"([^"]*)"|([^",\s]+))\s*(?:,|$)')
 
 
 @dataclass(slots=True)
@@ -60,21 +61,42 @@ def check_id(id: str) -> str:
     return id
 
 
-def version_of(etag: str | None) -> str | None:
-    """`W/"3"` → `3`; clients also send `"3"` and `3`."""
-    if etag is None:
+def versions_of(etags: str | None) -> frozenset[str] | None:
+    """The versions that If-Match or If-None-Match names: `W/"3"`, `"3"`, `3`, lists of these; `*` stays.
+
+    What is no entity tag at all names no version, so that If-Match fails. https://www.rfc-editor.org/rfc/rfc9110#name-if-match
+    """
+    if etags is None:
         return None
-    match = _ETAG.fullmatch(etag.strip())
-    return match.group(1) if match else etag
+    found: set[str] = set()
+    at = 0
+    while at < len(etags):
+        match = _ETAG.match(etags, at)
+        if match is None:
+            return frozenset()
+        found.add(match[1] if match[1] is not None else match[2])
+        at = match.end()
+    return frozenset(found)
 
 
 def split_url(url: str, base: str = "") -> tuple[tuple[str, ...], Pairs]:
-    """A request URL, relative or below `base`, as path segments and decoded query pairs."""
-    if base and url.startswith(base):
+    """A request URL, relative or below `base`, as path segments and decoded query pairs. Raises BadRequest."""
+    if base and url.startswith(base) and url[len(base) : len(base) + 1] in ("", "/", "?"):
         url = url[len(base) :]
-    parts = urlsplit(url)
-    path = tuple(unquote(segment) for segment in parts.path.split("/") if segment)
-    return path, parse_query(parts.query)
+    head, _, query = url.partition("?")
+    if _ABSOLUTE.match(head):
+        raise BadRequest(f"The URL {url[:200]!r} is not below {base or 'this server'}; give it relative to the base")
+    if "#" in head:
+        raise BadRequest(f"The URL {url[:200]!r} has a fragment; a request has none")
+    return segments(head), parse_query(query.partition("#")[0])
+
+
+def segments(path: str) -> tuple[str, ...]:
+    """A percent-encoded path in its parts; an encoded slash is no separator. Raises BadRequest."""
+    try:
+        return tuple(unquote(part, errors="strict") for part in path.split("/") if part)
+    except UnicodeDecodeError:
+        raise BadRequest("The URL is not percent-encoded UTF-8") from None
 
 
 def parse_query(text: str) -> Pairs:

@@ -82,6 +82,7 @@ async def update(
                 )
             body = {**body, "id": match.id}
             return await write.update(server, context, resource_type, match.id, body, if_match=if_match)
+        write.check_preconditions(None, resource_type, str(id or "?")[:64], if_match, None)
         if id is None:
             return await write.create(server, context, resource_type, body, claim=claim)
         if not server.policy.may_choose_id(context.principal, resource_type):

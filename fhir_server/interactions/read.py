@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from fhir_server.errors import BadRequest, NotFound
-from fhir_server.interactions.call import Call, check_id, version_of
+from fhir_server.interactions.call import Call, check_id, versions_of
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import check_type, existing, see
 from fhir_server.model import dates
@@ -39,11 +39,13 @@ def not_modified(call: Call, stored: Stored) -> bool:
     """Conditional read: If-None-Match and If-Modified-Since. https://hl7.org/fhir/R4/http.html#cread"""
     etag = call.header("if-none-match")
     if etag is not None:
-        return version_of(etag) in ("*", str(stored.version))
+        return not {"*", str(stored.version)}.isdisjoint(versions_of(etag) or ())
     since = call.header("if-modified-since")
     if since is None:
         return False
     try:
+        if since[:4].isdigit():  # Bundle.entry.request.ifModifiedSince is an instant
+            return stored.updated < dates.interval(since)[1]
         moment = parsedate_to_datetime(since)
     except (TypeError, ValueError):
         return False  # RFC 9110 13.1.3: a date that is none is ignored
@@ -110,7 +112,7 @@ async def history(
 
 
 def _applied(call: Call, count: int) -> list[tuple[str, str]]:
-    kept = [(name, value) for name, value in call.query if name in ("_since", "_at")]
+    kept = [(name, value) for name, value in call.query if name in ("_since", "_at", "_summary", "_elements")]
     return [*kept, ("_count", str(count))]
 
 

@@ -1,27 +1,33 @@
 """References between the entries of a bundle, rewritten to what the entries became.
 
 https://hl7.org/fhir/R4/http.html#trules: every link to an entry's fullUrl is replaced, in references, in elements of type
-uri, url, oid and uuid, and in the narrative; `Type?criteria` references become the one resource that matches.
+uri (and url, canonical, oid, uuid, which are uris), and in the links of the narrative; a text that happens to be the same,
+such as the value of an identifier, stays. `Type?criteria` references become the one resource that matches.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from fhir_server.model.definitions import is_type, type_definition
+
+LINKS = frozenset({"uri", "url", "canonical", "oid", "uuid"})
+_LINK = re.compile(r"""(\b(?:href|src)\s*=\s*["'])([^"']*)(["'])""")
 _CONDITIONAL = re.compile(r"[A-Z][A-Za-z]+\?.+")
 
 
+@dataclass(frozen=True, slots=True)
 class Rewriting:
-    """Old reference text → new one. Only `urn:` names and whole URLs are looked for outside of references."""
+    """Old reference text → new one."""
 
-    __slots__ = ("mapping", "narrative")
+    mapping: dict[str, str]
 
-    def __init__(self, mapping: dict[str, str]) -> None:
-        self.mapping = mapping
-        links = [re.escape(old) for old in mapping if ":" in old]
-        self.narrative = re.compile("|".join(sorted(links, key=len, reverse=True))) if links else None
+    def link(self, match: re.Match[str]) -> str:
+        """A link of the narrative, its address rewritten."""
+        return f"{match[1]}{_reference(match[2], self)}{match[3]}"
 
 
 def conditional_references(value: Any) -> Iterator[str]:
@@ -38,31 +44,33 @@ def conditional_references(value: Any) -> Iterator[str]:
             yield from conditional_references(item)
 
 
-def rewritten(value: Any, rewriting: Rewriting) -> Any:
+def rewritten(resource: dict[str, Any], rewriting: Rewriting) -> dict[str, Any]:
     """A copy with the links replaced; the very same object where there was nothing to replace."""
     if not rewriting.mapping:
-        return value
-    return _rewritten(value, rewriting, "")
+        return resource
+    found: dict[str, Any] = _rewritten(resource, rewriting, "", str(resource.get("resourceType")))
+    return found
 
 
-def _rewritten(value: Any, rewriting: Rewriting, key: str) -> Any:
+def _rewritten(value: Any, rewriting: Rewriting, key: str, owner: str) -> Any:
+    """`owner`: the type whose element `key` is; "" where the definitions do not know it."""
     kind = type(value)
     if kind is str:
-        if key == "reference" or ":" in value:
-            new = rewriting.mapping.get(value)
-            if new is not None:
-                return new
-            if key == "reference" and "#" in value:  # a fragment of an entry: Type/id#part
-                head, mark, tail = value.partition("#")
-                if head in rewriting.mapping:
-                    return f"{rewriting.mapping[head]}{mark}{tail}"
-        if key == "div" and rewriting.narrative is not None and ":" in value:
-            return rewriting.narrative.sub(lambda match: rewriting.mapping[match.group()], value)
+        if key == "reference":
+            return _reference(value, rewriting)
+        if ":" in value:
+            if value in rewriting.mapping and _type(owner, key) in LINKS:
+                return rewriting.mapping[value]
+            if key == "div":
+                return _LINK.sub(rewriting.link, value)
         return value
     if kind is dict:
+        inner = str(value["resourceType"]) if "resourceType" in value else _type(owner, key)
         changed: dict[str, Any] | None = None
         for name, item in value.items():
-            new = _rewritten(item, rewriting, name)
+            if type(item) is str and ":" not in item and name != "reference":
+                continue
+            new = _rewritten(item, rewriting, name, inner)
             if new is not item:
                 if changed is None:
                     changed = dict(value)
@@ -71,10 +79,29 @@ def _rewritten(value: Any, rewriting: Rewriting, key: str) -> Any:
     if kind is list:
         copy: list[Any] | None = None
         for position, item in enumerate(value):
-            new = _rewritten(item, rewriting, key)
+            new = _rewritten(item, rewriting, key, owner)
             if new is not item:
                 if copy is None:
                     copy = list(value)
                 copy[position] = new
         return value if copy is None else copy
     return value
+
+
+def _reference(value: str, rewriting: Rewriting) -> str:
+    new = rewriting.mapping.get(value)
+    if new is None and "#" in value:  # a fragment of an entry: Type/id#part
+        head, mark, tail = value.partition("#")
+        if head in rewriting.mapping:
+            return f"{rewriting.mapping[head]}{mark}{tail}"
+    return value if new is None else new
+
+
+def _type(owner: str, key: str) -> str:
+    """The type of an element, by its key in its owner's definition."""
+    if key.startswith("_"):
+        return "Element"
+    if not is_type(owner):
+        return ""
+    element = type_definition(owner).elements.get(key)
+    return element.type if element is not None else ""

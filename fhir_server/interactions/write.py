@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from fhir_server.errors import BadRequest, Conflict, Gone, Issue, NotFound, PreconditionFailed, Unprocessable
-from fhir_server.interactions.call import check_id, version_of
+from fhir_server.interactions.call import check_id, versions_of
 from fhir_server.interactions.context import Context, Server
 from fhir_server.model import dates
 from fhir_server.model.definitions import RESOURCE_TYPES
@@ -285,17 +285,16 @@ def check_preconditions(
 ) -> None:
     """If-Match and If-None-Match of a write. Raises PreconditionFailed."""
     live = current is not None and not current.deleted
-    wanted = version_of(if_match)
-    if wanted is not None:
-        found = str(current.version) if current is not None and live else None
-        if found is None or (wanted not in ("*", found)):
-            raise PreconditionFailed(
-                f"{resource_type}/{id} is at version {found or 'none'}, not at {wanted!r} as If-Match says; read it again"
-            )
-    if if_none_match is not None and live and current is not None:
-        unwanted = version_of(if_none_match)
-        if unwanted in ("*", str(current.version)):
-            raise PreconditionFailed(f"{resource_type}/{id} exists already, at version {current.version}")
+    found = str(current.version) if current is not None and live else None
+    wanted = versions_of(if_match)
+    if wanted is not None and (found is None or wanted.isdisjoint(("*", found))):
+        raise PreconditionFailed(
+            f"{resource_type}/{id} is at version {found or 'none'}, not at {(if_match or '')[:80]!r} as If-Match says; "
+            "read it again"
+        )
+    unwanted = versions_of(if_none_match)
+    if unwanted is not None and found is not None and not unwanted.isdisjoint(("*", found)):
+        raise PreconditionFailed(f"{resource_type}/{id} exists already, at version {found}")
 
 
 def existing(stored: Stored | None, resource_type: str, id: str) -> Stored:

@@ -1,15 +1,15 @@
 """A resource is a mapping: exact JSON in, exact JSON out. https://hl7.org/fhir/R4/json.html
 
-Decimals stay `decimal.Decimal` with every digit that was sent (`1.00` is not `1.0`: R4 datatypes, decimal);
-key order and `_element` siblings are kept. Duplicate keys and deep nesting are refused, because the first would hide
-what the second reader sees and the second would exhaust the stack.
+Decimals stay `decimal.Decimal` with every digit that was sent (`1.00` is not `1.0`: R4 datatypes, decimal), in the
+notation that was sent (`0.0000001` is not made `1E-7`); key order and `_element` siblings are kept. Duplicate keys and
+deep nesting are refused, because the first would hide what the second reader sees and the second would exhaust the stack.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import msgspec
@@ -21,8 +21,38 @@ Resource = dict[str, Any]
 MAX_DEPTH = 100  # no legal R4 resource comes near; recursion in Python stops near 1,000
 MAX_INTEGER = 2**63 - 1  # BSON and R4 integers both end before this
 
-_decoder = msgspec.json.Decoder(float_hook=Decimal)
-_encoder = msgspec.json.Encoder(decimal_format="number")
+
+class Literal(Decimal):
+    """A number that Python would write otherwise than it was sent: `0.0000001`, `1e5`."""
+
+    text: str
+
+    def __new__(cls, text: str | Decimal) -> Literal:
+        made = super().__new__(cls, text)
+        made.text = str(text)
+        return made
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def number(text: str) -> Decimal:
+    """A JSON number with a fraction or an exponent. Raises Malformed where the exponent is beyond all measure."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise Malformed(f"The body is not valid JSON: the number {text[:40]} is out of range") from None
+    return value if str(value) == text else Literal(text)
+
+
+def _literal(value: Any) -> msgspec.Raw:
+    if isinstance(value, Literal):
+        return msgspec.Raw(value.text.encode())
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+_decoder = msgspec.json.Decoder(float_hook=number)
+_encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=_literal)
 _KEY = re.compile(rb'"\s*:')
 
 

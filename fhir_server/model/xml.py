@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import re
-from decimal import Decimal
 from typing import Any, Final
 from xml.parsers import expat
 from xml.sax.saxutils import quoteattr
@@ -19,7 +18,7 @@ from lxml import etree
 
 from fhir_server.errors import Malformed
 from fhir_server.model.definitions import RESOURCE_TYPES, Element, TypeDefinition, type_definition
-from fhir_server.model.resource import MAX_DEPTH, Resource
+from fhir_server.model.resource import MAX_DEPTH, Resource, number
 
 FHIR: Final = "http://hl7.org/fhir"
 XHTML: Final = "http://www.w3.org/1999/xhtml"
@@ -279,7 +278,7 @@ class _Reader:
                 return int(text)
             if type_name != "decimal" or len(text) > _LONGEST_NUMBER or not _DECIMAL.fullmatch(text):
                 raise self.refuse(f"{text[:40]!r} is no {type_name}")
-            return Decimal(text)
+            return number(text)
         return text
 
     def _open_div(self) -> None:

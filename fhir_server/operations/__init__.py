@@ -27,6 +27,7 @@ class Operation:
     system: bool = False
     type: bool = False
     instance: bool = False
+    version: bool = False
     affects_state: bool = False
 
 
@@ -35,7 +36,7 @@ _OURS = "https://fhir-server.org/fhir/OperationDefinition/"
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation("validate", validate.validate, _FHIR + "Resource-validate", type=True, instance=True),
-    Operation("meta", meta.meta, _FHIR + "Resource-meta", system=True, type=True, instance=True),
+    Operation("meta", meta.meta, _FHIR + "Resource-meta", system=True, type=True, instance=True, version=True),
     Operation("meta-add", meta.meta_add, _FHIR + "Resource-meta-add", instance=True, affects_state=True),
     Operation("meta-delete", meta.meta_delete, _FHIR + "Resource-meta-delete", instance=True, affects_state=True),
     Operation("assess-risk", assess_risk.assess_risk, _OURS + "assess-risk", ("Patient",), system=True, instance=True),
@@ -58,7 +59,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def find(name: str, resource_type: str | None, level: str) -> Operation | None:
-    """The row for `$name` at `level` (system, type or instance)."""
+    """The row for `$name` at `level` (system, type, instance or version)."""
     for operation in OPERATIONS:
         if (
             operation.name == name

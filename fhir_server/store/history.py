@@ -56,10 +56,9 @@ class History:
         if bounds:
             condition[d.UPDATED] = bounds
         types = [resource_type] if resource_type else await self._collections.types()
-        found = await asyncio.gather(
-            self._superseded(resource_type, id, condition, before, limit),
-            *(self._current(name, id, condition, before, limit) for name in types),
-        )
+        found = await asyncio.gather(*(self._current(name, id, condition, before, limit) for name in types))
+        # Looked at second, as in `version`: what is superseded between the two looks is found here.
+        found.append(await self._superseded(resource_type, id, condition, before, limit))
         versions = {(one.resource_type, one.id, one.version): one for part in found for one in part}
         ordered = sorted(
             versions.values(), key=lambda one: (-one.updated, f"{one.resource_type}/{one.id}", -one.version)

@@ -55,7 +55,7 @@ def _integer(lowest: int) -> Accepts:
 
 
 def _decimal(value: Any) -> bool:
-    if type(value) is Decimal:
+    if isinstance(value, Decimal):
         return value.is_finite() and -LARGEST_EXPONENT <= value.adjusted() <= LARGEST_EXPONENT
     return type(value) is int
 

@@ -172,6 +172,16 @@ async def test_all_or_nothing_and_every_problem_is_named(client: httpx.AsyncClie
         ([entry("POST", "Patient")], 400),
         ([{"resource": patient("t9")}], 400),
         ([entry("EAT", "Patient", patient("t"))], 400),
+        ([entry("POST", "http://[", patient("t"))], 400),
+        ([entry("POST", "//test/fhir/Patient", patient("t"))], 400),
+        ([entry("POST", "http://other.org/fhir/Patient", patient("t"))], 400),
+        ([entry("POST", "http://test/fhirPatient", patient("t"))], 400),
+        ([entry("POST", "urn:uuid:1", patient("t"))], 400),
+        ([entry("POST", "Patient#1", patient("t"))], 400),
+        ([entry("PUT", "Patient/%ff", patient("t"))], 400),
+        ([entry("POST", "Patient", patient("t")), entry("GET", "Patient?colour=red")], 400),
+        ([entry("POST", "Patient", patient("t")), entry("GET", "Fish/1")], 404),
+        ([entry("POST", "Patient", patient("t")), entry("GET", "Patient/_history/1/2/3")], 404),
     ],
 )
 async def test_a_transaction_that_cannot_be(
@@ -258,3 +268,148 @@ async def test_transactions_on_the_same_resources_at_once_are_each_whole(client:
     marks = [(await client.get(f"Basic/pair{half}")).json() for half in (1, 2)]
     assert marks[0]["code"] == marks[1]["code"]
     assert marks[0]["meta"]["versionId"] == "8"
+
+
+async def test_urls_of_entries_may_be_absolute(client: httpx.AsyncClient) -> None:
+    response = await client.post(
+        "",
+        json=bundle(
+            "transaction",
+            entry("PUT", "http://test/fhir/Patient/ab", patient("ab", id="ab")),
+            entry("PUT", f"http://test/fhir/Patient?identifier={SYSTEM}|ab2", patient("ab2")),
+            entry("POST", "/Patient", patient("ab3")),
+            entry("GET", f"http://test/fhir/Patient?identifier={SYSTEM}|ab2"),
+            entry("GET", "http://test/fhir?_id=ab&_type=Patient"),
+        ),
+    )
+    assert statuses(response) == ["201", "201", "201", "200", "200"]
+    assert [len(one["resource"]["entry"]) for one in response.json()["entry"][3:]] == [1, 1]
+
+
+async def test_a_read_that_finds_nothing_does_not_make_a_transaction_look_refused(client: httpx.AsyncClient) -> None:
+    both = bundle("transaction", entry("PUT", "Patient/w1", patient("w1", id="w1")), entry("GET", "Patient/none"))
+    assert statuses(await client.post("", json=both)) == ["201", "404"]
+    assert (await client.get("Patient/w1")).status_code == 200
+    alone = await client.post("", json=bundle("transaction", entry("GET", "Patient/none")))
+    assert alone.status_code == 404
+
+
+async def test_a_transaction_whose_reads_cannot_be_writes_nothing(client: httpx.AsyncClient) -> None:
+    body = bundle("transaction", entry("PUT", "Patient/w2", patient("w2", id="w2")), entry("GET", "Patient?colour=red"))
+    refused = await client.post("", json=body)
+    assert (refused.status_code, "Bundle.entry[1]" in refused.text) == (400, True)
+    assert (await client.get("Patient/w2")).status_code == 404
+
+
+async def test_a_conditional_update_does_not_take_over_what_did_not_match(client: httpx.AsyncClient) -> None:
+    await client.put("Patient/free", json=patient("free", id="free"))
+    mine = patient("mine", id="free")
+    for url in ("", f"Patient?identifier={SYSTEM}|mine"):
+        refused = await (
+            client.put(url, json=mine)
+            if url
+            else client.post("", json=bundle("transaction", entry("PUT", f"Patient?identifier={SYSTEM}|mine", mine)))
+        )
+        assert refused.status_code == 409, refused.text
+    assert (await client.get("Patient/free")).json()["identifier"][0]["value"] == "free"
+
+
+async def test_conditional_reads_in_a_batch(client: httpx.AsyncClient) -> None:
+    stored = await client.put("Patient/cb", json=patient("cb", id="cb"))
+    moment = stored.json()["meta"]["lastUpdated"]
+    response = await client.post(
+        "",
+        json=bundle(
+            "batch",
+            entry("GET", "Patient/cb", ifNoneMatch='W/"1"'),
+            entry("GET", "Patient/cb", ifNoneMatch='W/"2"'),
+            entry("GET", "Patient/cb", ifModifiedSince=moment),
+            entry("GET", "Patient/cb", ifModifiedSince="2020-01-01T00:00:00Z"),
+            entry("HEAD", "Patient/cb"),
+        ),
+    )
+    assert statuses(response) == ["304", "200", "304", "200", "200"]
+    assert ["resource" in one for one in response.json()["entry"]] == [False, True, False, True, False]
+
+
+async def test_operations_and_searches_in_a_batch(client: httpx.AsyncClient) -> None:
+    await client.put("Patient/op", json=patient("op", id="op"))
+    tag = {"resourceType": "Parameters", "parameter": [{"name": "meta", "valueMeta": {"tag": [{"code": "t"}]}}]}
+    response = await client.post(
+        "",
+        json=bundle(
+            "batch",
+            entry("GET", "Patient/op/$meta"),
+            entry("POST", "Patient/op/$meta-add", tag),
+            entry("POST", "Patient/$validate", patient("x", gender="robot")),
+            entry("GET", "Patient/op/$nothing"),
+            entry("GET", f"Patient?identifier={SYSTEM}|op&_elements=identifier"),
+            entry("GET", "Patient/op/_history"),
+            entry("GET", "Patient?colour=red"),
+            entry("DELETE", "metadata"),
+            {"request": {"method": "GET", "url": 5}},
+            entry("POST", "Patient/_search"),
+        ),
+    )
+    assert statuses(response)[:9] == ["200", "200", "200", "404", "200", "200", "400", "405", "400"]
+    entries = response.json()["entry"]
+    assert entries[2]["resource"]["issue"][0]["severity"] == "error"
+    assert entries[4]["resource"]["type"] == "searchset"
+    assert entries[5]["resource"]["type"] == "history"
+    assert entries[7]["response"]["status"] == "405 Method Not Allowed"
+
+
+async def test_references_in_circles_and_in_every_place(client: httpx.AsyncClient) -> None:
+    """Contained resources, extensions, uris and canonicals, fragments, the narrative; an identifier is no link."""
+    one, two = "urn:uuid:00000000-0000-4000-8000-000000000001", "urn:uuid:00000000-0000-4000-8000-000000000002"
+    inner = {
+        "resourceType": "Observation",
+        "id": "in",
+        "status": "final",
+        "code": {"text": one},
+        "focus": [{"reference": two}],
+    }
+    div = (
+        f'<div xmlns="http://www.w3.org/1999/xhtml">{one}<a href="{two}">her</a><img src="{two}#x" alt="{two}"/></div>'
+    )
+    first = {
+        "resourceType": "Basic",
+        "text": {"status": "generated", "div": div},
+        "contained": [inner],
+        "extension": [
+            {"url": "http://e.org/r", "valueReference": {"reference": two}},
+            {"url": "http://e.org/u", "valueUri": two},
+            {"url": "http://e.org/c", "valueCanonical": two},
+            {"url": "http://e.org/s", "valueString": two},
+            {"url": "http://e.org/i", "valueReference": {"reference": "#in"}},
+        ],
+        "identifier": [{"system": "urn:ietf:rfc:3986", "value": one}],
+        "code": {"text": two},
+        "subject": {"reference": f"{two}#part", "display": two},
+        "author": {"reference": "Practitioner/elsewhere"},
+    }
+    second = {"resourceType": "Basic", "code": {"text": "x"}, "subject": {"reference": one}}
+    response = await client.post(
+        "", json=bundle("transaction", entry("POST", "Basic", first, one), entry("POST", "Basic", second, two))
+    )
+    assert statuses(response) == ["201", "201"]
+    here, there = (
+        one["response"]["location"].removeprefix("http://test/fhir/").split("/_history")[0]
+        for one in response.json()["entry"]
+    )
+    stored = (await client.get(here)).json()
+    assert stored["contained"][0]["focus"][0]["reference"] == there
+    assert stored["contained"][0]["code"]["text"] == one
+    assert [next(v for k, v in e.items() if k != "url") for e in stored["extension"]] == [
+        {"reference": there},
+        there,
+        there,
+        two,
+        {"reference": "#in"},
+    ]
+    assert stored["identifier"] == first["identifier"]
+    assert stored["code"] == first["code"]
+    assert stored["subject"] == {"reference": f"{there}#part", "display": two}
+    assert stored["author"] == first["author"]
+    assert stored["text"]["div"] == div.replace(f'="{two}', f'="{there}').replace(f'alt="{there}"', f'alt="{two}"')
+    assert (await client.get(there)).json()["subject"]["reference"] == here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -93,3 +94,41 @@ async def test_bad_parameters_are_400(client: httpx.AsyncClient, query: str) -> 
 async def test_history_of_nothing_is_404(client: httpx.AsyncClient) -> None:
     assert (await client.get("Group/zzz/_history")).status_code == 404
     assert (await client.get("Fish/_history")).status_code == 404
+
+
+async def test_summary_and_elements_shape_the_versions(client: httpx.AsyncClient) -> None:
+    for query in ("_elements=quantity", "_summary=data", "_summary=true", "_summary=text"):
+        bundle = (await client.get(f"Group/b/_history?{query}")).json()
+        for entry in bundle["entry"]:
+            assert entry["resource"]["meta"]["tag"][-1]["code"] == "SUBSETTED"
+            assert ("quantity" in entry["resource"]) is (query != "_summary=text")
+        assert query in bundle["link"][0]["url"]
+    assert (await client.get("Group/b/_history?_summary=false")).json()["entry"][0]["resource"]["quantity"] == 2
+    assert (await client.get("Group/b/_history?_summary=count")).status_code == 400
+
+
+async def test_no_version_is_lost_or_shown_twice_while_others_write(client: httpx.AsyncClient) -> None:
+    """Pages of two while a writer supersedes: all versions that were there when the first page was read, once each."""
+    for quantity in range(1, 13):
+        await client.put("Group/busy", json=group("busy", quantity))
+    done = asyncio.Event()
+
+    async def write() -> None:
+        quantity = 13
+        while not done.is_set():
+            await client.put("Group/busy", json=group("busy", quantity))
+            quantity += 1
+
+    writer = asyncio.create_task(write())
+    try:
+        for url in ("Group/busy/_history?_count=2", "Group/_history?_count=3", "_history?_count=3") * 3:
+            found: list[int] = []
+            following: str | None = url
+            while following:
+                bundle = (await client.get(following)).json()
+                found += [int(version[4:]) for version in shown(bundle) if version.startswith("busy")]
+                following = {link["relation"]: link["url"] for link in bundle["link"]}.get("next")
+            assert found == list(range(found[0], 0, -1))
+    finally:
+        done.set()
+        await writer

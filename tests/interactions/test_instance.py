@@ -60,7 +60,8 @@ async def test_what_comes_out_is_what_went_in(client: httpx.AsyncClient) -> None
     assert '"value":1E-7}' in stored
     assert '"profile":["http://example.org/p"]' in stored
     order = [
-        stored.index(key) for key in ('"contained"', '"status"', '"_status"', '"code":{"text":"é', '"subject"', '"component"')
+        stored.index(key)
+        for key in ('"contained"', '"status"', '"_status"', '"code":{"text":"é', '"subject"', '"component"')
     ]
     assert order == sorted(order)
 
@@ -199,3 +200,53 @@ async def test_an_unknown_parameter_is_refused_by_name(client: httpx.AsyncClient
     assert "_sumary" in issue(response)["diagnostics"]
     lenient = await client.get("Patient/q?_sumary=true", headers={"prefer": "handling=lenient"})
     assert lenient.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "matches"),
+    [
+        ('W/"1"', True),
+        ('"1"', True),
+        ("1", True),
+        ("*", True),
+        ('W/"9", W/"1"', True),
+        ('"9","1"', True),
+        ('W/"7"', False),
+        ('"9", "8"', False),
+        ('""', False),
+        ("", False),
+        ('"1', False),
+        ('1"', False),
+        ('W/"1" x', False),
+    ],
+)
+async def test_entity_tags_weak_strong_wild_and_in_lists(client: httpx.AsyncClient, header: str, matches: bool) -> None:
+    await client.delete("Patient/tags")
+    id = (await client.post("Patient", json=ANN)).json()["id"]
+    read = await client.get(f"Patient/{id}", headers={"if-none-match": header})
+    assert read.status_code == (304 if matches else 200)
+    body = {**ANN, "id": id, "active": True}
+    refused = await client.put(f"Patient/{id}", json=body, headers={"if-none-match": header})
+    assert refused.status_code == (412 if matches else 200)
+    version = refused.headers.get("etag", 'W/"1"')
+    changed = await client.put(
+        f"Patient/{id}", json={**body, "gender": "other"}, headers={"if-match": header.replace("1", version[3:-1])}
+    )
+    assert changed.status_code == (200 if matches else 412)
+
+
+async def test_a_delete_tells_what_it_did_to_those_who_prefer_to_know(client: httpx.AsyncClient) -> None:
+    prefer = {"prefer": "return=OperationOutcome"}
+    await client.put("Patient/told", json={**ANN, "id": "told"})
+    for words in ("Deleted: Patient/told", "There was nothing to delete"):
+        deleted = await client.delete("Patient/told", headers=prefer)
+        assert deleted.status_code == 200
+        assert issue(deleted)["diagnostics"] == words
+    assert (await client.delete("Patient/told", headers={"prefer": "return=representation"})).status_code == 204
+
+
+async def test_a_part_of_the_capability_statement(client: httpx.AsyncClient) -> None:
+    found = (await client.get("metadata?_elements=software")).json()
+    assert "software" in found
+    assert "implementation" not in found
+    assert found["meta"]["tag"][0]["code"] == "SUBSETTED"

@@ -73,7 +73,11 @@ BAD_BODIES: list[tuple[bytes, str, int, str]] = [
     (b'{"resourceType":"Patient","name":[{"text":"\xff\xfe"}]}', JSON, 400, "not valid JSON"),
     (b'{"active":true}', JSON, 400, "resourceType"),
     (b"", JSON, 400, "as its body"),
+    (BODY.replace(b"true", b"1e99999999999999999999"), JSON, 400, "out of range"),
+    (b'{"resourceType":"Patient","name":[{"text":"\\ud800"}]}', JSON, 400, "not valid JSON"),
+    (b'{"resourceType":"Patient","name":[{"text":"\\u0000"}]}', JSON, 422, "control characters"),
     (BODY, "text/plain", 415, "text/plain"),
+    (BODY, "", 415, "no Content-Type"),
     (BODY, "application/fhir+json; charset=latin-1", 415, "latin-1"),
     (b"<Patient", "application/fhir+xml", 400, "XML"),
     (b"<!DOCTYPE x [<!ENTITY e 'x'>]><Patient xmlns='http://hl7.org/fhir'/>", "application/fhir+xml", 400, ""),
@@ -142,6 +146,12 @@ async def test_a_body_over_the_limit_is_413(client: httpx.AsyncClient) -> None:
         ("GET", "Patient/1/2/3/4/5", 404, None),
         ("GET", "Patient/1/$nothing", 404, None),
         ("GET", "Patient/%00", 400, None),
+        ("GET", "Patient/%ff", 400, None),
+        ("GET", "Patient/a%2F_history", 400, None),
+        ("GET", "Patient/a%2F..%2Fb", 400, None),
+        ("GET", "Patient/a%3F_format=xml", 400, None),
+        ("GET", "../fhir%2FPatient", 404, None),
+        ("POST", "Patient/1/_history/1/$meta-add", 404, None),
         ("BREW", "Patient/1", 405, "DELETE, GET, HEAD, PATCH, PUT"),
     ],
 )
@@ -167,3 +177,58 @@ async def test_metadata_modes(client: httpx.AsyncClient) -> None:
     assert len(normative["rest"][0]["resource"]) < 20
     assert (await client.get("metadata?mode=terminology")).json()["resourceType"] == "TerminologyCapabilities"
     assert (await client.get("metadata?mode=x")).status_code == 400
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_resource(client: httpx.AsyncClient) -> None:
+    created = await client.post("Patient", content=b"\xef\xbb\xbf" + BODY, headers={"content-type": JSON})
+    assert created.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("accept", "packed"),
+    [
+        ("gzip", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("*", True),
+        ("gzip;q=0", False),
+        ("br, gzip;q=0.0", False),
+        ("identity, *;q=0", False),
+        ("notgzip", False),
+        ("", False),
+    ],
+)
+async def test_gzip_only_for_those_who_take_it(client: httpx.AsyncClient, accept: str, packed: bool) -> None:
+    metadata = await client.get("metadata", headers={"accept-encoding": accept})
+    assert ("content-encoding" in metadata.headers) is packed
+
+
+async def test_a_form_says_how_its_answer_should_look(client: httpx.AsyncClient) -> None:
+    answer = await client.post("Patient/_search", data={"_format": "xml", "_id": "none"})
+    assert answer.headers["content-type"].startswith("application/fhir+xml")
+    answer = await client.post("Patient/_search", data={"_pretty": "true", "_id": "none"})
+    assert answer.text.startswith('{\n  "resourceType"')
+    assert (await client.post("Patient/_search", data={"_format": "pdf"})).status_code == 406
+    for method, path in (("PUT", "Patient/1"), ("POST", "Patient"), ("POST", ""), ("PATCH", "Patient/1")):
+        assert (await client.request(method, path, data={"_id": "1"})).status_code == 415
+
+
+async def test_criteria_in_json_are_not_taken_for_none(client: httpx.AsyncClient) -> None:
+    """A search that ignored its body would find everybody."""
+    refused = await client.post("Patient/_search", json={"resourceType": "Parameters"})
+    assert refused.status_code == 415
+
+
+async def test_format_and_pretty_on_a_write(client: httpx.AsyncClient) -> None:
+    created = await client.post("Patient?_format=xml&_pretty=true", content=BODY, headers={"content-type": JSON})
+    assert created.status_code == 201
+    assert created.text.startswith("<?xml")
+    refused = await client.post("Patient?_format=xml", content=b"{", headers={"content-type": JSON})
+    assert (refused.status_code, "<OperationOutcome" in refused.text) == (400, True)
+
+
+async def test_links_name_only_a_host_that_is_one(client: httpx.AsyncClient) -> None:
+    for host, shown in (("good.example:8080", True), ("[::1]:80", True), ('x"><script>', False), ("h\xe9", False)):
+        created = await client.post(
+            "Patient", content=BODY, headers=[(b"content-type", JSON.encode()), (b"host", host.encode("latin-1"))]
+        )
+        assert created.headers["location"].startswith(f"http://{host}/fhir/") is shown

@@ -105,7 +105,7 @@ def boolean(value: bool | None) -> Items:
 
 def system(value: Any) -> Item:
     """A value of FHIRPath's own → item."""
-    kind = _SYSTEM_TYPES.get(type(value))
+    kind = _SYSTEM_TYPES.get(type(value)) or (DECIMAL if isinstance(value, Decimal) else None)
     return (value, kind if kind is not None else f"System.{value.kind}", None)
 
 
