@@ -59,6 +59,7 @@ class Authority:
         """For `Server.committed`: who may see whom may just have changed."""
         if any(event.resource_type in ("CareTeam", "Consent", "RelatedPerson") for event in events):
             self.reach.forget()
+            self.tokens.recheck()
 
 
 def build(

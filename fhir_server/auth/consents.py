@@ -29,7 +29,6 @@ class Denials:
         self._store = store
         self._now = now
         self._denying: dict[str, Mapping[str, Any]] = {}  # consent id → the resource
-        self._versions: dict[str, int] = {}
         self._followed = -1.0
         self._since = 0
         self._lock = asyncio.Lock()
@@ -64,26 +63,25 @@ class Denials:
 
     async def _take_changes(self) -> None:
         before: tuple[int, str, int] | None = None
+        seen: set[str] = set()
         while True:
             page = await self._store.history(
                 "Consent", None, since=self._since, until=None, before=before, limit=500, patients=None
             )
             for stored in page.versions:
-                self._take(stored)
+                if stored.id not in seen:  # newest first: what follows is older
+                    seen.add(stored.id)
+                    self._take(stored)
                 before = (stored.updated, f"Consent/{stored.id}", stored.version)
             if not page.more or not page.versions:
                 return
 
     def _take(self, stored: Stored) -> None:
-        if stored.version < self._versions.get(stored.id, 0):
-            return
         resource = {} if stored.deleted or b'"deny"' not in stored.raw else load(stored.raw)
         if resource.get("status") == "active":
             self._denying[stored.id] = {key: resource.get(key) for key in ("patient", "provision")}
-            self._versions[stored.id] = stored.version
         else:
             self._denying.pop(stored.id, None)
-            self._versions.pop(stored.id, None)
 
 
 def verdict(provision: Any, reference: str, now: float, *, named: bool = False) -> str:
@@ -120,7 +118,7 @@ def _within(provision: Mapping[str, Any], now: float) -> bool:
     period = provision.get("period")
     if not isinstance(period, Mapping):
         return True
-    moment = int(now * 1_000_000)
+    moment = int(now * 1000)
     start, end = period.get("start"), period.get("end")
     try:
         begun = start is None or interval(str(start))[0] <= moment

@@ -223,7 +223,7 @@ class Policy:
                 elif resource_type in SHARED:
                     if permission in "rs":
                         found.append(Alternative(None, scope.parameters, resource_type))
-                elif resource_type not in HIDDEN_FROM_LIMITED and patients:
+                elif resource_type not in HIDDEN_FROM_LIMITED:
                     found.append(Alternative(patients, scope.parameters, resource_type, excluded))
         wide = [one for one in found if one.patients is None and not one.parameters]
         return wide[:1] or list(dict.fromkeys(found))
@@ -245,7 +245,11 @@ def _may_audit(principal: Principal, permission: str) -> bool:
 def _reach(
     principal: Principal, scope: Scope, permission: str
 ) -> Iterator[tuple[frozenset[str] | None, frozenset[str]]]:
-    """Whose compartments this scope opens for this principal, and whose consent closes them; nothing: no way in."""
+    """Whose compartments this scope opens for this principal, and whose consent closes them; nothing: no way in.
+
+    Nobody's compartment (an empty care team, a patient who is out of reach) is not nothing: that is an empty answer and
+    no refusal, because a refusal must not depend on what is stored.
+    """
     own = principal.patients
     if scope.context == "system":
         yield None, principal.excluded
@@ -254,8 +258,9 @@ def _reach(
     if "lab" in principal.roles and not administrator and permission != "c":
         return
     if scope.context == "patient":
-        if principal.patient and (own is None or principal.patient in own):
-            yield frozenset({principal.patient}), principal.excluded
+        if principal.patient:
+            within = own is None or principal.patient in own
+            yield frozenset({principal.patient} if within else ()), principal.excluded
     elif principal.fhir_user or administrator:
         yield own, principal.excluded
 

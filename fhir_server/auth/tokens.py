@@ -44,7 +44,6 @@ class _Known:
     checked: float
     expires: float
     grant_id: str
-    foreign: bool = False
 
 
 class Tokens:
@@ -69,6 +68,7 @@ class Tokens:
         self.audience = audience
         self.lifetime = lifetime
         self._known: dict[bytes, _Known] = {}
+        self._changed = -1.0
         self._checking: dict[bytes, asyncio.Task[Principal]] = {}
 
     # Making
@@ -121,7 +121,7 @@ class Tokens:
         key = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         known = self._known.get(key)
         now = self._now()
-        if known is not None and now < known.expires and 0 <= now - known.checked < RECHECK:
+        if known is not None and now < known.expires and self._is_fresh(known, now):
             return known.principal
         checking = self._checking.get(key)
         if checking is None:  # many requests with one token: one look-up
@@ -132,20 +132,24 @@ class Tokens:
         except Unauthorized as error:
             raise Unauthorized(error.diagnostics) from None
 
+    def _is_fresh(self, known: _Known, now: float) -> bool:
+        return 0 <= now - known.checked < RECHECK and known.checked > self._changed
+
+    def recheck(self) -> None:
+        """Somebody's reach changed: every token is looked up again at its next use."""
+        self._changed = self._now()
+
     async def _check(self, key: bytes, token: str) -> Principal:
-        known = self._known.get(key)
         self._known.pop(key, None)
-        if known is not None and known.foreign and self._now() < known.expires:
-            self._remember(key, replace(known, checked=self._now()))
-            return known.principal
+        started = self._now()  # what changes while we look makes the answer stale
         if self._other is not None and _claimed_issuer(token) == self._other.issuer:
             principal = await self._other.principal(token)
-            self._remember(key, _Known(principal, self._now(), principal.expires + LEEWAY, "", foreign=True))
+            self._remember(key, _Known(principal, started, principal.expires + LEEWAY, ""))
             return principal
         claims = await self.claims(token)
         principal = await self.from_claims(claims)
         grant_id = str(claims.get("grant", ""))
-        self._remember(key, _Known(principal, self._now(), principal.expires + LEEWAY, grant_id))
+        self._remember(key, _Known(principal, started, principal.expires + LEEWAY, grant_id))
         return principal
 
     async def claims(self, token: str) -> dict[str, Any]:

@@ -421,7 +421,13 @@ async def secured_application(mongo_url: str, folder: Any, **changed: Any) -> As
                 Client(id="app", name="App", kind="public", scopes=EVERY_SCOPE, redirect_uris=(REDIRECT,))
             )
             await authority.credentials.put_client(
-                Client(id="service", name="Service", kind="confidential-asymmetric", scopes=("system/*.cruds",))
+                Client(
+                    id="service",
+                    name="Service",
+                    kind="confidential-asymmetric",
+                    scopes=("system/*.cruds",),
+                    clearance="V",
+                )
             )
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://test/fhir/") as http:

@@ -107,6 +107,10 @@ async def make_tokens(records: Records, chance: random.Random) -> None:
         clearance = chance.choice(["N", "N", "R", "V"])
         contexts = {"": ["system"]}.get(role, ["patient", "user", "patient"])
         scopes = tuple(random_scope(chance, contexts) for _ in range(chance.randint(1, 4)))
+        if number % 4 == 3:  # nothing wider beside it, or the narrowing would not show
+            scopes = (
+                (chance.choice(contexts), "Observation", chance.choice(["rs", "cruds"]), chance.choice(CATEGORIES)),
+            )
         name, patient, reach = f"u{number}-{maker.id('User')[4:]}", "", None
         headers: dict[str, str]
         if role == "":

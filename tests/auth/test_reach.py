@@ -1,0 +1,257 @@
+"""Whose records a user may see, read from CareTeam, RelatedPerson and Consent as they stand at this moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+import yaml
+
+from fhir_server.auth.consents import verdict
+from fhir_server.auth.issuer import ExternalIssuer, Mapped
+from fhir_server.auth.reach import Reach
+from fhir_server.auth.remote_keys import RemoteKeys
+from fhir_server.errors import FhirError
+from tests.auth.conftest import Secured, jwk_of
+
+pytestmark = pytest.mark.anyio
+
+Put = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@pytest.fixture
+async def put(secured: Secured) -> Put:
+    await secured.user("keeper", "administrator", clearance="V")  # whom no consent keeps out
+    everything = await secured.token("user/*.cruds", user="keeper")
+
+    async def put(resource: dict[str, Any]) -> None:
+        url = f"{resource['resourceType']}/{resource['id']}"
+        answer = await secured.http.put(url, json=resource, headers=everything)
+        assert answer.status_code in (200, 201), answer.text
+
+    return put
+
+
+@pytest.fixture
+async def records(put: Put) -> None:
+    for id in ("c1", "c2", "c3"):
+        await put({"resourceType": "Patient", "id": id, "name": [{"family": id}]})
+        await put(
+            {"resourceType": "Observation", "id": f"o-{id}", "status": "final", "code": {"text": "x"},
+             "subject": {"reference": f"Patient/{id}"}}
+        )  # fmt: skip
+    await put({"resourceType": "Practitioner", "id": "d1"})
+    await put({"resourceType": "Practitioner", "id": "d2"})
+
+
+async def seen(secured: Secured, headers: dict[str, str]) -> set[str]:
+    """The patients whose observations show, by search and by id alike."""
+    answer = await secured.http.get("Observation?_total=accurate&_id=o-c1,o-c2,o-c3", headers=headers)
+    found = {entry["resource"]["id"] for entry in answer.json().get("entry", ())}
+    assert answer.json()["total"] == len(found)
+    by_id = set()
+    for id in ("c1", "c2", "c3"):
+        if (await secured.http.get(f"Observation/o-{id}", headers=headers)).status_code == 200:
+            by_id.add(f"o-{id}")
+    assert found == by_id
+    return {id.removeprefix("o-") for id in found}
+
+
+def team(id: str, patient: str, practitioner: str, status: str = "active") -> dict[str, Any]:
+    member = {"member": {"reference": f"Practitioner/{practitioner}"}}
+    subject = {"reference": f"Patient/{patient}"}
+    return {"resourceType": "CareTeam", "id": id, "status": status, "subject": subject, "participant": [member]}
+
+
+def consent(id: str, patient: str, provision: dict[str, Any] | None, status: str = "active") -> dict[str, Any]:
+    resource = {
+        "resourceType": "Consent",
+        "id": id,
+        "status": status,
+        "scope": {
+            "coding": [{"system": "http://terminology.hl7.org/CodeSystem/consentscope", "code": "patient-privacy"}]
+        },
+        "category": [{"coding": [{"system": "http://loinc.org", "code": "59284-0"}]}],
+        "patient": {"reference": f"Patient/{patient}"},
+        "policyRule": {"text": "as the patient said"},
+    }
+    return resource | ({"provision": provision} if provision else {})
+
+
+def actor(reference: str) -> list[dict[str, Any]]:
+    return [{"role": {"text": "recipient"}, "reference": {"reference": reference}}]
+
+
+async def test_a_care_team_opens_and_closes_at_once(secured: Secured, put: Put, records: None) -> None:
+    await secured.user("nurse", "practitioner", "Practitioner/d2", reach="care-team")
+    nurse = await secured.token("user/*.rs", user="nurse")
+    assert await seen(secured, nurse) == set()
+    await put(team("t1", "c1", "d2"))
+    assert await seen(secured, nurse) == {"c1"}
+    await put(team("t2", "c2", "d2"))
+    await put(team("t3", "c3", "d1"))
+    assert await seen(secured, nurse) == {"c1", "c2"}
+    await put(team("t1", "c1", "d2", status="inactive"))
+    assert await seen(secured, nurse) == {"c2"}
+    broken = {**nurse, "X-Break-Glass": "emergency room, unconscious"}
+    assert await seen(secured, broken) == {"c1", "c2", "c3"}
+    assert await seen(secured, nurse) == {"c2"}, "for that request only"
+
+
+async def test_consent_takes_a_patient_out(secured: Secured, put: Put, records: None) -> None:
+    await secured.user("doctor", "practitioner", "Practitioner/d1", reach="all")
+    await secured.user("other", "practitioner", "Practitioner/d2", reach="all")
+    await secured.user("own", "patient", "Patient/c1")
+    doctor, other = (
+        await secured.token("user/*.cruds", user="doctor"),
+        await secured.token("user/*.cruds", user="other"),
+    )
+    own = await secured.token("patient/*.rs", user="own", patient="c1")
+    service = await secured.token("system/*.rs", client="service")
+    everyone = {"c1", "c2", "c3"}
+    assert await seen(secured, doctor) == everyone
+    await put(consent("n1", "c1", {"type": "deny", "actor": actor("Practitioner/d1")}))
+    assert await seen(secured, doctor) == {"c2", "c3"}
+    assert await seen(secured, other) == everyone
+    assert await seen(secured, {**doctor, "X-Break-Glass": "emergency room, unconscious"}) == everyone
+    write = {
+        "resourceType": "Observation",
+        "status": "final",
+        "code": {"text": "x"},
+        "subject": {"reference": "Patient/c1"},
+    }
+    assert (await secured.http.post("Observation", json=write, headers=doctor)).status_code == 403
+    await put(consent("n1", "c1", {"type": "deny"}))
+    assert await seen(secured, doctor) == await seen(secured, other) == await seen(secured, service) == {"c2", "c3"}
+    assert await seen(secured, own) == {"c1"}, "nobody is kept from the own record"
+    exception = {"type": "deny", "provision": [{"type": "permit", "actor": actor("Practitioner/d1")}]}
+    await put(consent("n1", "c1", exception))
+    assert (await seen(secured, doctor), await seen(secured, other)) == (everyone, {"c2", "c3"})
+    await put(consent("n1", "c1", {"type": "deny"}, status="inactive"))
+    assert await seen(secured, other) == everyone
+    await put(consent("n1", "c1", {"type": "deny"}))
+    assert await seen(secured, other) == {"c2", "c3"}
+    assert (await secured.http.delete("Consent/n1", headers=await admin(secured))).status_code == 204
+    assert await seen(secured, other) == everyone
+
+
+async def admin(secured: Secured) -> dict[str, str]:
+    await secured.user("admin", "administrator")
+    return await secured.token("user/*.cruds", user="admin")
+
+
+async def test_a_proxy_sees_while_consent_permits(secured: Secured, put: Put, records: None) -> None:
+    await put({"resourceType": "RelatedPerson", "id": "r1", "active": True, "patient": {"reference": "Patient/c2"}})
+    await secured.user("mother", "related-person", "RelatedPerson/r1")
+    mother = await secured.token("patient/*.rs", user="mother", patient="c2")
+    assert await seen(secured, mother) == set()
+    await put(consent("n2", "c2", {"type": "permit", "actor": actor("RelatedPerson/r1")}))
+    assert await seen(secured, mother) == {"c2"}
+    await put(consent("n2", "c2", {"type": "permit"}))
+    assert await seen(secured, mother) == set(), "she has to be named"
+    ended = {"type": "permit", "actor": actor("RelatedPerson/r1"), "period": {"end": "2020-01-01"}}
+    await put(consent("n2", "c2", ended))
+    assert await seen(secured, mother) == set()
+    await put(consent("n2", "c2", None, status="inactive"))
+
+
+async def test_labels_hide_and_clearance_shows(secured: Secured, put: Put, records: None) -> None:
+    label = {"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}
+    await put({"resourceType": "Observation", "id": "o-c3", "meta": {"security": [label]}, "status": "final",
+               "code": {"text": "x"}, "subject": {"reference": "Patient/c3"}})  # fmt: skip
+    await secured.user("plain", "practitioner", "Practitioner/d1", reach="all")
+    await secured.user("cleared", "practitioner", "Practitioner/d1", reach="all", clearance="R")
+    assert await seen(secured, await secured.token("user/*.rs", user="plain")) == {"c1", "c2"}
+    assert await seen(secured, await secured.token("user/*.rs", user="cleared")) == {"c1", "c2", "c3"}
+
+
+@pytest.mark.parametrize(
+    "row", yaml.safe_load((Path(__file__).parent / "consents.yaml").read_text()), ids=lambda row: row["name"]
+)
+def test_verdicts(row: dict[str, Any]) -> None:
+    now = 1_767_323_045.0  # 2026-01-02T03:04:05Z
+    for who, expected in row["is"].items():
+        assert verdict(row["provision"], who, now, named=row.get("named", False)) == (expected or ""), who
+
+
+# An external issuer
+
+
+class Published:
+    """A key set that is at hand."""
+
+    def __init__(self, *keys: dict[str, Any]) -> None:
+        self._keys = keys
+
+    async def keys(self, url: str, kid: str | None, *, trusted: bool = False) -> list[dict[str, Any]]:
+        return [key for key in self._keys if key["kid"] == kid]
+
+
+ISSUER = "https://login.example.org/realms/clinic"
+FOREIGN: dict[str, Any] = {
+    "iss": ISSUER, "aud": ["account", "fhir"], "sub": "f1", "azp": "portal", "exp": 2_000_000_000, "scope": "openid patient/*.rs",
+    "patient": "c1", "fhirUser": "https://x.example/fhir/Patient/c1",
+}  # fmt: skip
+
+
+@pytest.fixture
+def external(rsa_key: Any, ec_key: Any) -> ExternalIssuer:
+    keys = Published(jwk_of(rsa_key, "r"), jwk_of(ec_key, "e"))
+    now = lambda: 1_767_323_045.0  # noqa: E731
+    return ExternalIssuer(
+        ISSUER, keys, Reach(now=now), audience="fhir", jwks_url="https://x", mapped=Mapped(reach="all"), now=now,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+async def test_an_external_patient(external: ExternalIssuer, rsa_key: Any) -> None:
+    token = jwt.encode(FOREIGN, rsa_key, "RS256", headers={"kid": "r"})
+    principal = await external.principal(token)
+    assert (principal.patient, principal.fhir_user, principal.patients) == ("c1", "Patient/c1", frozenset({"c1"}))
+    assert (principal.client_id, [str(scope) for scope in principal.scopes]) == ("portal", ["patient/*.rs"])
+
+
+async def test_external_roles_and_services(external: ExternalIssuer, ec_key: Any) -> None:
+    claims = {**FOREIGN, "patient": None, "fhirUser": "Practitioner/d1", "scope": ["user/*.rs", "system/*.cruds"],
+              "realm_access": {"roles": ["offline_access", "practitioner"]}}  # fmt: skip
+    principal = await external.principal(jwt.encode(claims, ec_key, "ES384", headers={"kid": "e"}))
+    assert (principal.roles, principal.patients) == (frozenset({"practitioner"}), None)
+    assert [str(scope) for scope in principal.scopes] == ["user/*.rs"], "people get no system scopes"
+    service = {**FOREIGN, "patient": None, "fhirUser": None, "scope": "system/*.rs user/*.rs"}
+    principal = await external.principal(jwt.encode(service, ec_key, "ES384", headers={"kid": "e"}))
+    assert [str(scope) for scope in principal.scopes] == ["system/*.rs"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"aud": "other"}, {"iss": "https://evil.example"}, {"exp": 1_000_000_000}, {"nbf": 1_999_999_999}, {"sub": None},
+     {"exp": None}],
+    ids=str,
+)  # fmt: skip
+async def test_wrong_external_tokens(external: ExternalIssuer, rsa_key: Any, wrong: dict[str, Any]) -> None:
+    claims = {name: value for name, value in {**FOREIGN, **wrong}.items() if value is not None}
+    with pytest.raises(FhirError) as refused:
+        await external.principal(jwt.encode(claims, rsa_key, "RS256", headers={"kid": "r"}))
+    assert refused.value.status == 401
+
+
+async def test_external_keys_and_algorithms_must_fit(external: ExternalIssuer, rsa_key: Any, ec_key: Any) -> None:
+    for token in (
+        jwt.encode(FOREIGN, rsa_key, "RS256", headers={"kid": "e"}),
+        jwt.encode(FOREIGN, ec_key, "ES384", headers={"kid": "r"}),
+        jwt.encode(FOREIGN, rsa_key, "RS256", headers={"kid": "unknown"}),
+        jwt.encode(FOREIGN, rsa_key, "RS256"),
+        jwt.encode(FOREIGN, "s" * 64, "HS256", headers={"kid": "r"}),
+    ):
+        with pytest.raises(FhirError) as refused:
+            await external.principal(token)
+        assert refused.value.status == 401
+
+
+def test_remote_keys_are_what_the_issuer_is_given() -> None:
+    """`Published` stands in for RemoteKeys, whose own tests fetch over HTTP."""
+    assert asyncio.iscoroutinefunction(RemoteKeys.keys)
+    assert asyncio.iscoroutinefunction(Published.keys)
