@@ -66,6 +66,7 @@ NEEDS: Mapping[str, str] = {
     "operation:$export": "rs",
     "operation:$explain": "rs",
     "operation:$lastn": "s",
+    "operation:$stats": "s",
     "operation:$meta": "r",
     "operation:$apply": "r",
     "operation:$events": "r",

@@ -68,6 +68,28 @@ async def run(
     return page
 
 
+async def every(
+    store: Store,
+    registry: Registry,
+    query: Query,
+    restrict: Restrict,
+    *,
+    entries: Sequence[str] = (),
+    most: int,
+    terminology: Terminology | None = None,
+) -> list[Stored]:
+    """All matches of one type in the order of the query, without paging: ids and entries only, no JSON.
+
+    Raises BadRequest if there are more than `most`.
+    """
+    plan = compile(query, registry, restrict)
+    found = await _Execution(store, registry, plan, restrict, b"", terminology).every(tuple(entries), most)
+    if len(found) > most:
+        text = f"There are more than {most} matches; narrow the search"
+        raise BadRequest(text, issues=[Issue("error", "too-costly", text)])
+    return found
+
+
 class _Execution:
     def __init__(
         self,
@@ -153,6 +175,13 @@ class _Execution:
         contained = [sources[number].contained for number, _, _ in found]
         return Page(matches, included, following, total, issues, contained, explanation)
 
+    async def every(self, entries: tuple[str, ...], most: int) -> list[Stored]:
+        for step in self.plan.steps:
+            self.results.append(await self._step(step))
+        source = self.plan.sources[0]
+        source = replace(source, filter=_filled(source.filter, self.results))
+        return await self._from(source, None, most + 1, entries=entries)
+
     # Earlier finds
 
     async def _step(self, step: Step) -> list[str]:
@@ -223,9 +252,18 @@ class _Execution:
                 break
         return found
 
-    async def _from(self, source: Source, position: Position | None, limit: int, tie: int = 0) -> list[Stored]:
+    async def _from(
+        self,
+        source: Source,
+        position: Position | None,
+        limit: int,
+        tie: int = 0,
+        entries: tuple[str, ...] | None = None,
+    ) -> list[Stored]:
+        """`entries`: those alone, without the JSON."""
         order = source.order
-        entries = tuple(dict.fromkeys((*order.entries, *self._include_entries(source.resource_type))))
+        wanted = self._include_entries(source.resource_type) if entries is None else entries
+        needed = tuple(dict.fromkeys((*order.entries, *wanted)))
         found: list[Stored] = []
         phases = order.phases(position, narrow=_narrow(source.filter))
         for phase in phases:
@@ -239,7 +277,8 @@ class _Execution:
                 condition,
                 order.sort(phase),
                 limit - len(found),
-                entries=entries,
+                raw=entries is None,
+                entries=needed,
                 snapshot=self.snapshot,
                 computed=computed,
                 after=later,

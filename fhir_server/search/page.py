@@ -13,13 +13,18 @@ from fhir_server.search.summary import subset
 from fhir_server.store.protocol import Stored
 
 
-def bundle(page: Page, query: Query, *, base: str, path: str) -> bytes:
-    """`base`: the server's URL; `path`: of this search below it (`Observation`, `Patient/x/Observation`, "")."""
+def bundle(
+    page: Page, query: Query, *, base: str, path: str, applied: Sequence[tuple[str, str]] | None = None
+) -> bytes:
+    """`base`: the server's URL; `path`: of this search below it (`Observation`, `Patient/x/Observation`, "").
+
+    `applied`: what the self link says, where that is not what the query says.
+    """
     url = f"{base}/{path}" if path else base
     head: dict[str, Any] = {"resourceType": "Bundle", "type": "searchset"}
     if page.total is not None:
         head["total"] = page.total
-    pairs = list(query.applied())
+    pairs = list(query.applied() if applied is None else applied)
     links = [{"relation": "self", "url": _url(url, pairs, query.cursor)}]
     if query.cursor:
         links.append({"relation": "first", "url": _url(url, pairs, "")})
