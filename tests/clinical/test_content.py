@@ -29,7 +29,7 @@ def resources() -> tuple[Resource, ...]:
 
 RULES = [one for one in resources() if is_rule(one)]
 SCORES = [one for one in resources() if extension(one, "score") is not None]
-OWN_CASES = {path.stem: path for path in content.case_files()}
+CASES = [case for path in content.case_files() for case in played.cases(path)]
 
 
 def codings(element: Any) -> Iterator[tuple[str, str]]:
@@ -64,7 +64,7 @@ def test_the_content_is_in_order() -> None:
 def test_every_rule_has_cases_for_and_against(rule: Resource) -> None:
     if rule.get("status") == "draft":
         pytest.skip("switched off")
-    mine = [case for path in content.case_files() for case in played.cases(path) if rule["id"] in case.rules]
+    mine = [case for case in CASES if rule["id"] in case.rules]
     assert any(any(case.body.get("then", {}).values()) for case in mine), "no case in which something follows"
     assert any(case.body.get("not") for case in mine), "no case in which something must not follow"
 

@@ -14,6 +14,7 @@ import pytest
 from fhir_server.automation import cases as played
 from fhir_server.automation import content
 from fhir_server.automation.cases import Case
+from fhir_server.automation.definitions import Definitions
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.terminology import analytes
 
@@ -51,8 +52,13 @@ def in_other_unit(case: Case) -> Case | None:
 
 
 @cache
+def definitions() -> Definitions:
+    return content.definitions()
+
+
+@cache
 def book(rules: tuple[str, ...]) -> Rulebook:
-    return content.book_of(content.definitions(), rules)
+    return content.book_of(definitions(), rules)
 
 
 CASES = [
