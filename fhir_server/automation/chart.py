@@ -8,7 +8,8 @@ from typing import Any
 
 from fhir_server.automation.terms import Code, codes_of
 from fhir_server.model.dates import DateError, interval
-from fhir_server.model.resource import Resource, load
+from fhir_server.model.resource import Resource
+from fhir_server.model.resource import load_stored as load
 from fhir_server.store.protocol import Key, Stored
 
 # https://hl7.org/fhir/R4/valueset-observation-status.html and the like: what must not be reasoned with

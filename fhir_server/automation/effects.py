@@ -19,7 +19,8 @@ from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.errors import FhirError
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import prepare
-from fhir_server.model.resource import Resource, load
+from fhir_server.model.resource import Resource
+from fhir_server.model.resource import load_stored as load
 from fhir_server.store.protocol import Cause, Key, Put, Stored
 
 

@@ -90,6 +90,11 @@ class Moment:
     tags: frozenset[str] = frozenset()
     until: int | None = None  # readings after this are not seen (facts as of a focus)
     _found: dict[int, Found] = field(default_factory=dict)
+    _age: int | None = None
+
+    def __post_init__(self) -> None:
+        self.today = instant(self.now)[:10]
+        self._age = self._years()
 
     def find(self, definitions: Sequence[FactDefinition]) -> Found:
         """The first definition that gives a value; otherwise nothing, with every problem met on the way."""
@@ -137,12 +142,11 @@ class Moment:
             values = (bool(values),)
         return Found(values, None, (reading,) if values else ())
 
-    @property
-    def today(self) -> str:
-        return instant(self.now)[:10]
-
     def age(self) -> int | None:
-        """Completed years, None without an exact birth date (a year alone gives the years between)."""
+        """Completed years, None without a birth date (a year alone gives the years between)."""
+        return self._age
+
+    def _years(self) -> int | None:
         patient = self.chart.patient
         birth = str(patient.get("birthDate", "")) if patient else ""
         if not birth:

@@ -28,7 +28,8 @@ from fhir_server.automation.reconcile import (
 )
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.vocabulary import BASE, DEVICE, PATIENT_TAGS
-from fhir_server.model.resource import Resource, load
+from fhir_server.model.resource import Resource
+from fhir_server.model.resource import load_stored as load
 from fhir_server.store.protocol import Event, Key, Stored
 
 MAX_CHAIN = 8  # causes; a longer chain is a loop

@@ -16,6 +16,7 @@ from fhir_server.automation.terms import Code
 from fhir_server.errors import FhirError
 from fhir_server.model.dates import DAY
 from fhir_server.model.resource import Resource
+from fhir_server.store.protocol import Event
 
 Wake = tuple[str, Code | None]  # (type, code); None: whatever its code
 TAGS: Code = ("", "tags")  # stands for the patient's tags, which automation itself changes
@@ -53,6 +54,7 @@ class Rulebook:
         self.position: Mapping[str, int] = {rule.url: index for index, rule in enumerate(self.rules)}
         self._wakes: dict[Wake, set[int]] = {}
         self.needs: dict[str, Need] = {}
+        self._derives = [any(kind == "Observation" for kind, _ in self.writes(rule)) for rule in self.rules]
         for index, rule in enumerate(self.rules):
             for wake in self.reads(rule):
                 self._wakes.setdefault(wake, set()).add(index)
@@ -117,6 +119,21 @@ class Rulebook:
         for code in codes:
             found |= self._wakes.get((resource_type, code), set())
         return found
+
+    def deaf(self, event: Event) -> bool:
+        """Whether a change that automation made concerns no rule: known without looking at the resource.
+
+        What a rule derives was seen by the rules after it in the round that derived it.
+        """
+        url = event.cause.rule.partition("|")[0]
+        position = self.position.get(url)
+        if position is None:
+            return False
+        if event.resource_type == "Patient":
+            return not any(one <= position for one in self.woken_by_tags())
+        if event.resource_type == "Observation" and not self._derives[position]:
+            return True  # we only said how it reads
+        return event.resource_type not in self.needs
 
     def woken_by_tags(self) -> set[int]:
         return self._wakes.get(("Patient", TAGS), set())

@@ -27,6 +27,7 @@ from fhir_server.automation.plans import Rule
 from fhir_server.automation.plans import check as check_plan
 from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, Woken, run, wake
 from fhir_server.automation.rulebook import Rulebook
+from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.errors import FhirError, Issue
 from fhir_server.interactions.context import Server
 from fhir_server.interactions.write import commit
@@ -41,6 +42,7 @@ LEASE = 4_000  # ms; renewed by every commit, so that a crash blocks a patient n
 LANES = 2
 BATCH = 64  # patients in one batch
 POLL = 1.0  # seconds
+HUSH = 0.05  # seconds between two looks at events of our own that concern no rule
 DEFINITIONS = ("PlanDefinition", "ActivityDefinition", "Library", "ValueSet")
 NO_PATIENT = ""  # stands for events of no patient
 
@@ -85,6 +87,7 @@ class Worker:
         self.book = Rulebook(Definitions())
         self.name = secrets.token_hex(6)
         self._database = database
+        self._own_events = server.store.process  # type: ignore[attr-defined]
         self._charts = Charts(database, server.registry)
         self._functions = Functions(self._answered)
         self._python = tuple(rules)
@@ -95,6 +98,8 @@ class Worker:
         self._accounts: dict[str, Account] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._quiet: list[Event] = []  # events of our own that concern no rule
+        self._acts = False
         self._stale = False
         self._seen = -1
 
@@ -111,8 +116,10 @@ class Worker:
         """Runs until `stop`; hears of this process's commits at once. Without `act` it only keeps its rules up to date."""
         self.server.committed.append(self.notify)
         loops = [self._keep_rules()]
+        self._acts = act
         if act:
             loops += [*(self._lane() for _ in range(self._lanes)), self._sweep(), self._watch(), self._clock()]
+            loops.append(self._hush())
             loops.append(self.backfills.resume())
         self._tasks = [asyncio.create_task(one) for one in loops]
 
@@ -154,7 +161,10 @@ class Worker:
     def notify(self, events: Sequence[Event]) -> None:
         """Called after every commit in this process."""
         for event in events:
-            self._mark(event.patients or (NO_PATIENT,))
+            if self._acts and event.cause.agent == DEVICE and self.book.deaf(event):
+                self._quiet.append(event)
+            else:
+                self._mark(event.patients or (NO_PATIENT,))
             if event.resource_type in DEFINITIONS:
                 self._stale = True
 
@@ -176,7 +186,7 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        return not self._dirty and not self._busy
+        return not self._dirty and not self._busy and not self._quiet
 
     async def _lane(self) -> None:
         while True:
@@ -241,9 +251,23 @@ class Worker:
     async def _watch(self) -> None:
         """Commits of other processes. Where the process that commits has a worker of its own, that one is faster."""
         while True:
-            async for patients in self.outbox.watch():
+            async for patients in self.outbox.watch(self._own_events):
                 self._mark(patient for patient in patients if patient not in self._busy)
             await asyncio.sleep(self._poll)
+
+    async def _hush(self) -> None:
+        """Drops what concerns no rule, many at a time."""
+        while True:
+            await asyncio.sleep(HUSH)
+            quiet, self._quiet = self._quiet, []
+            if not quiet:
+                continue
+            try:
+                await self.outbox.done(
+                    [(event, patient) for event in quiet for patient in event.patients or (NO_PATIENT,)]
+                )
+            except Exception as error:  # they are found again by the next sweep
+                log.info("events that are done stay for a while: %s", error)
 
     async def _clock(self) -> None:
         """Due times become events."""
@@ -302,6 +326,11 @@ class Worker:
 
     async def _batch(self, patients: Sequence[str]) -> None:
         events = await self.outbox.pending(patients)
+        deaf = [event for event in events if event.cause.agent == DEVICE and self.book.deaf(event)]
+        if deaf:
+            await self.outbox.done([(event, patient) for event in deaf for patient in event.patients or (NO_PATIENT,)])
+            gone = {event.id for event in deaf}
+            events = [event for event in events if event.id not in gone]
         by_patient: dict[str, list[Event]] = {patient: [] for patient in patients}
         for event in events:
             for patient in event.patients or (NO_PATIENT,):
@@ -366,10 +395,8 @@ class Worker:
                 raise ValueError(failed[rule.url])
             return self._functions.call(rule, situation, foci)
 
-        outcome = run(
-            self.book, chart, account, woken, now, arrived=min(times, default=now), call=call, retired=retired
-        )
-        return outcome
+        arrived = min(times, default=now)
+        return run(self.book, chart, account, woken, now, arrived=arrived, call=call, retired=retired)
 
     async def _finish(
         self, rounds: Sequence[Outcome], charts: dict[str, Chart], of: dict[str, list[Happening]], now: int

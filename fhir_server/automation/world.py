@@ -13,7 +13,8 @@ from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.errors import Issue
 from fhir_server.model.dates import instant
-from fhir_server.model.resource import Resource, dump, load
+from fhir_server.model.resource import Resource, dump
+from fhir_server.model.resource import load_stored as load
 from fhir_server.store.protocol import Cause, Event, Key, Method, Stored
 from fhir_server.validation import Validator
 

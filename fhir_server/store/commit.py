@@ -52,7 +52,7 @@ class Committer:
         self._large: Lane[Work, list[Event]] = Lane(self._together, width=LARGE_AT_ONCE, most=1, limit=64)
         self._clock = itertools.count()
         self._last = 0
-        self._process = secrets.token_hex(8)
+        self.process = secrets.token_hex(8)
 
     async def drain(self) -> None:
         await self._small.drain()
@@ -186,7 +186,7 @@ class Committer:
         stored = put.stored
         self._last = max(self._last + 1, time.time_ns() // 1_000_000 << 16)
         return Event(
-            f"{self._last:016x}{self._process}",
+            f"{self._last:016x}{self.process}",
             stored.resource_type,
             stored.id,
             stored.version,

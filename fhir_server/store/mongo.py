@@ -73,6 +73,11 @@ class MongoStore:
         await self._committer.drain()
         await self.client.close()
 
+    @property
+    def process(self) -> str:
+        """What the ids of events committed here end in."""
+        return self._committer.process
+
     async def ready(self) -> bool:
         try:
             await asyncio.wait_for(self.client.admin.command("ping"), 2)

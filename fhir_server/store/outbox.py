@@ -112,10 +112,11 @@ class Outbox:
         oldest = await self._events.find_one({}, {d.UPDATED: 1}, sort=[(d.ID, 1)])
         return await self._events.count_documents({}), oldest[d.UPDATED] if oldest else None
 
-    async def watch(self) -> AsyncIterator[list[str]]:
-        """Patients of events as they are committed, by whichever process; ends when the stream is lost."""
+    async def watch(self, process: str) -> AsyncIterator[list[str]]:
+        """Patients of events as other processes commit them (ids of ours end in `process`); ends when the stream is lost."""
+        others = {"$not": {"$regex": f"{process}$"}}
         pipeline: list[Document] = [
-            {"$match": {"operationType": "insert"}},
+            {"$match": {"operationType": "insert", f"documentKey.{d.ID}": others}},
             {"$project": {f"fullDocument.{d.PATIENTS}": 1}},
         ]
         try:
