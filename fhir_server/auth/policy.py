@@ -32,7 +32,7 @@ https://hl7.org/fhir/smart-app-launch/STU2.2/scopes-and-launch-context.html
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fhir_server.auth.principal import Principal
@@ -120,6 +120,9 @@ class Policy:
             raise refused
         if interaction in NEED_A_TOKEN:
             return
+        asked = (interaction, resource_type or "")
+        if asked in principal.known:
+            return
         needed = NEEDS.get(interaction)
         kind = (resource_type or "*") if needed else "*"
         for permission in needed or PERMISSIONS:
@@ -127,6 +130,7 @@ class Policy:
                 raise Forbidden(f"The token's scopes do not allow {_words(interaction, resource_type)}")
             if kind != "*" and not self._alternatives(principal, permission, kind):
                 raise Forbidden(f"This token's user or context does not allow {_words(interaction, resource_type)}")
+        principal.known[asked] = True
 
     def restrict(self, principal: Principal, interaction: str = "search") -> Restrict:
         """The view by resource type, as `search` takes it."""
@@ -162,11 +166,10 @@ class Policy:
         if _is_hidden(principal, stored):
             return False
         permission = NEEDS.get(interaction, "r")[-1]
-        patients = frozenset(stored.patients)
         for one in self._alternatives(principal, permission, stored.resource_type):
-            if one.patients is not None and not (patients & one.patients):
+            if one.patients is not None and one.patients.isdisjoint(stored.patients):
                 continue
-            if one.excluded and patients & one.excluded:
+            if one.excluded and not one.excluded.isdisjoint(stored.patients):
                 continue
             if not one.parameters or self._match(one, stored):
                 return True
@@ -210,8 +213,15 @@ class Policy:
         entries = stored.entries or index(self._registry, load(stored.raw)).entries
         return one.allows(stored.patients, entries)
 
-    def _alternatives(self, principal: Principal, permission: str, resource_type: str) -> list[Alternative]:
+    def _alternatives(self, principal: Principal, permission: str, resource_type: str) -> Sequence[Alternative]:
         """The ways in that the scopes open, labels apart. Empty: none."""
+        asked = (permission, resource_type)
+        known: Sequence[Alternative] | None = principal.known.get(asked)
+        if known is None:
+            known = principal.known[asked] = tuple(self._ways_in(principal, permission, resource_type))
+        return known
+
+    def _ways_in(self, principal: Principal, permission: str, resource_type: str) -> list[Alternative]:
         if resource_type == "AuditEvent" and not _may_audit(principal, permission):
             return []
         found: list[Alternative] = []

@@ -5,7 +5,8 @@ https://hl7.org/fhir/smart-app-launch/STU2.2/app-launch.html
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fhir_server.auth.scopes import Scope
 
@@ -35,6 +36,8 @@ class Principal:
     everything: bool = False  # --open and the automation: no scope is asked for
     token_id: str = ""
     expires: int = 0  # seconds since 1970; 0: never
+    # What the policy has already worked out for this value: a token's requests are much alike.
+    known: dict[tuple[str, str], Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @classmethod
     def open(cls) -> Principal:

@@ -253,9 +253,9 @@ class Token:
             return False
         reach = self.reach
         if context == "patient":
-            if not self.patient or (reach is not None and self.patient not in reach):
+            if not self.patient:
                 return False
-            reach = frozenset({self.patient})
+            reach = frozenset({self.patient}) if reach is None or self.patient in reach else frozenset()
         if reach is None:
             return True
         if version.resource_type in NOBODYS:
