@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from fhir_server.automation import scores
 from fhir_server.automation.chart import Chart, Reading
-from fhir_server.automation.facts import AHEAD, Facts, Moment
+from fhir_server.automation.facts import AHEAD, Facts, Moment, indexed
 from fhir_server.automation.follow_up import Activity, build, shown
 from fhir_server.automation.formulas import Formula
 from fhir_server.automation.plans import Action, Branch, Quiet, Rule, Trigger
@@ -51,9 +51,14 @@ class Situation:
             found = self._moments[until] = Moment(self.chart, self.now if until is None else until, self.tags, until)
         return found
 
-    def changed(self, tags: frozenset[str]) -> None:
-        """Something was derived that later rules in this pass must see."""
+    def tagged(self, tags: frozenset[str]) -> None:
+        """Tags were derived that later rules in this pass must see."""
         self.tags = tags
+        for moment in self._moments.values():
+            moment.tags = tags
+
+    def derived(self) -> None:
+        """Facts were derived that later rules in this pass must see."""
         self._moments.clear()
 
 
@@ -122,28 +127,25 @@ def newest(triggers: Iterable[Trigger], chart: Chart, now: int) -> Reading | Non
     """The triggering resource with the latest time of its own that is not in the future."""
     best: Reading | None = None
     for trigger in triggers:
-        for reading in _candidates(trigger, chart):
-            if reading.usable and reading.at <= now + AHEAD and trigger.matches(reading):
-                if best is None or best < reading:
-                    best = reading
-                break
+        for candidates in _lists(trigger, chart):
+            for reading in reversed(candidates):
+                if reading.usable and reading.at <= now + AHEAD and trigger.matches(reading):
+                    if best is None or best < reading:
+                        best = reading
+                    break
     return best
 
 
+def _lists(trigger: Trigger, chart: Chart) -> list[list[Reading]]:
+    """Lists, each oldest first, that hold everything the trigger may match."""
+    listed = indexed(trigger.filters)
+    if listed is None:
+        return [chart.of_type(trigger.type)]
+    return [found for code in listed if (found := chart.coded(trigger.type, code))]
+
+
 def _candidates(trigger: Trigger, chart: Chart) -> Iterable[Reading]:
-    """Newest first."""
-    first = trigger.filters[0] if trigger.filters else None
-    if (
-        first is not None
-        and first.path == "code"
-        and not first.codes.patterns
-        and all(s for s, _ in first.codes.listed)
-    ):
-        lists = [chart.coded(trigger.type, code) for code in first.codes.listed]
-        if len(lists) == 1:
-            return reversed(lists[0])
-        return sorted({id(r): r for one in lists for r in one}.values(), reverse=True)
-    return reversed(chart.of_type(trigger.type))
+    return list({id(reading): reading for found in _lists(trigger, chart) for reading in found}.values())
 
 
 def _foci(branch: Branch, chart: Chart, wanted: frozenset[str] | None) -> Iterable[Reading]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from fhir_server.automation.chart import Chart, Reading, codes
 from fhir_server.automation.formulas import Formula
-from fhir_server.automation.terms import Codes, codes_of
+from fhir_server.automation.terms import Code, Codes, codes_of
 from fhir_server.model.dates import DAY, instant
 from fhir_server.model.fhirpath.temporal import Temporal
 from fhir_server.terminology import analytes, units
@@ -30,10 +30,20 @@ class Filter:
 
     path: str
     codes: Codes
+    indexed: frozenset[Code] | None = field(init=False, default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.path == "code" and not self.codes.patterns and all(system for system, _ in self.codes.listed):
+            object.__setattr__(self, "indexed", self.codes.listed)
 
     def matches(self, reading: Reading) -> bool:
         found = reading.codes if self.path == "code" else codes(reading.resource, self.path)
         return any(self.codes.has(code) for code in found)
+
+
+def indexed(filters: Sequence[Filter]) -> frozenset[Code] | None:
+    """The codes of the first filter, where the index of codes answers it; None where every resource must be looked at."""
+    return filters[0].indexed if filters else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,14 +68,15 @@ class FactDefinition:
 
     def candidates(self, chart: Chart) -> list[Reading]:
         """Oldest first; by the index of codes where the first filter allows it."""
-        filters = self.filters
-        if filters and filters[0].path == "code" and not filters[0].codes.patterns:
-            listed = filters[0].codes.listed
-            if all(system for system, _ in listed):
-                lists = [found for code in listed if (found := chart.coded(self.type, code))]
-                merged = lists[0] if len(lists) == 1 else sorted({id(r): r for one in lists for r in one}.values())
-                return [r for r in merged if all(f.matches(r) for f in filters[1:])] if filters[1:] else merged
-        return [reading for reading in chart.of_type(self.type) if all(f.matches(reading) for f in filters)]
+        listed = indexed(self.filters)
+        if listed is None:
+            return [reading for reading in chart.of_type(self.type) if all(f.matches(reading) for f in self.filters)]
+        lists = [found for code in listed if (found := chart.coded(self.type, code))]
+        if not lists:
+            return []
+        merged = lists[0] if len(lists) == 1 else sorted({id(r): r for one in lists for r in one}.values())
+        others = self.filters[1:]
+        return [r for r in merged if all(f.matches(r) for f in others)] if others else merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +132,7 @@ class Moment:
                 continue
             if earliest is not None and reading.at < earliest:
                 break
-            if definition.where is not None and not definition.where.holds(reading.resource, _no_variable):
+            if definition.where is not None and not _fits(definition.where, reading):
                 continue
             value = _value(definition, reading, problems)
             if value is None:
@@ -268,6 +279,13 @@ def temporal(milliseconds: int) -> Temporal:
 
 def _no_variable(name: str) -> None:
     return None
+
+
+def _fits(where: Formula, reading: Reading) -> bool:
+    known: bool | None = reading.memo.get(where.text)
+    if known is None:
+        known = reading.memo[where.text] = where.holds(reading.resource, _no_variable)
+    return known
 
 
 def _value(definition: FactDefinition, reading: Reading, problems: list[str]) -> Any:

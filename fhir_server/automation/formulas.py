@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fhir_server.automation import quick
 from fhir_server.model import fhirpath
 
 _VARIABLE = re.compile(r"%(?:`([^`]+)`|([A-Za-z_]\w*))")
@@ -17,12 +18,13 @@ Lookup = Callable[[str], Any]
 class Formula:
     """One expression. `names` are the variables it reads; a variable that has no value is an empty collection."""
 
-    __slots__ = ("_expression", "names", "text")
+    __slots__ = ("_expression", "_quick", "names", "text")
 
     def __init__(self, text: str) -> None:
         """Raises a FhirError that says what is wrong with the text."""
         self.text = text
         self._expression = fhirpath.compile(text)
+        self._quick = quick.condition(fhirpath.parse(text))
         found = (quoted or plain for quoted, plain in _VARIABLE.findall(text))
         self.names = tuple(dict.fromkeys(name for name in found if name not in _OWN))
 
@@ -31,6 +33,15 @@ class Formula:
 
     def holds(self, root: Any, lookup: Lookup) -> bool:
         """True only if the result is exactly true: nothing is not true."""
+        if self._quick is not None:
+            try:
+                return self._quick(lookup) is True
+            except quick.Unsure:
+                pass
+        return self.holds_by_fhirpath(root, lookup)
+
+    def holds_by_fhirpath(self, root: Any, lookup: Lookup) -> bool:
+        """The same, always the general way."""
         result = self(root, lookup)
         return len(result) == 1 and result[0] is True
 

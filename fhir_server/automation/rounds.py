@@ -263,9 +263,9 @@ def _conclude(
     if take_tags(decision, ledger):
         outcome.retagged.append(decision.rule)
         wakes |= book.woken_by_tags()
-        situation.changed(_tags(chart, ledger))
-    elif changes:
-        situation.changed(situation.tags)
+        situation.tagged(_tags(chart, ledger))
+    if any(change.key[0] in ("Observation", "RiskAssessment") for change in changes):
+        situation.derived()
     return wakes
 
 
