@@ -136,6 +136,7 @@ class Application:
             audit = Audit(log, server.registry, folder, authority.secret, days=days, now=authority.now)
             await audit.open()
             server.rooms["audit"] = audit
+            authority.recorded.append(audit.record)
             server.closing.append(audit.close)
         return authority
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fhir_server.auth.audit_event import Access
 from fhir_server.auth.authorization import Authorizations
 from fhir_server.auth.clients import Clients
 from fhir_server.auth.consents import Denials
@@ -41,6 +42,7 @@ class Authority:
     rate: RateLimit
     token_rate: RateLimit
     records: Records | None
+    recorded: list[Callable[[Access], None]]  # told of each login and logout; app.py puts the audit here
     secret: bytes = field(repr=False)  # encrypts the signing keys, and seals the audit
     now: Callable[[], float]
 
@@ -54,6 +56,12 @@ class Authority:
 
     def close(self) -> None:
         self.passwords.close()
+
+    def record(self, interaction: str, status: int, *, subject: str, client: str, user: str, address: str) -> None:
+        """A login or logout for the audit. Raises Unavailable if it cannot be kept."""
+        when = int(self.now() * 1000)
+        for tell in self.recorded:
+            tell(Access(when, interaction, status, subject=subject, client=client, user=user, address=address))
 
     def committed(self, events: list[Event]) -> None:
         """For `Server.committed`: who may see whom may just have changed."""
@@ -129,6 +137,7 @@ def build(
         rate=RateLimit(settings.rate_limit),
         token_rate=RateLimit(20),
         records=records,
+        recorded=[],
         secret=secret,
         now=now,
     )

@@ -407,10 +407,12 @@ class Secured:
 
 
 @asynccontextmanager
-async def secured_application(mongo_url: str, folder: Any, **changed: Any) -> AsyncIterator[Secured]:
+async def secured_application(
+    mongo_url: str, folder: Any, *, base: str = "http://test/fhir", **changed: Any
+) -> AsyncIterator[Secured]:
     settings = Settings(
-        data_dir=folder, database=f"secured{secrets.token_hex(4)}", automation=False, rate_limit=0,
-        public_url="http://test/fhir", **changed,
+        data_dir=folder, database=f"secured{secrets.token_hex(4)}", automation=False, rate_limit=0, public_url=base,
+        **changed,
     )  # fmt: skip
     server = build_server(settings, mongo_url)
     await server.store.open()

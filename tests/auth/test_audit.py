@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
@@ -23,7 +24,8 @@ from fhir_server.errors import Unavailable
 from fhir_server.model.resource import load
 from fhir_server.search.registry import standard
 from fhir_server.store.audit import AuditLog
-from tests.auth.conftest import Secured
+from fhir_server.store.credentials import User
+from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Secured, Site
 
 pytestmark = pytest.mark.anyio
 
@@ -279,3 +281,31 @@ async def test_what_an_access_costs(tmp_path: Path) -> None:
     each = (time.perf_counter() - started) / 5000
     journal.remove()
     assert each < 100e-6, f"{each * 1e6:.1f} µs"
+
+
+async def test_logins_and_failed_ones_are_audited(secured: Secured) -> None:
+    browser = Browser(Site("http://test/fhir", secured.authority, secured.authority.now))  # type: ignore[arg-type]
+    browser.http = httpx.AsyncClient(transport=httpx.ASGITransport(secured.app), base_url="http://test/fhir/")
+    hashed = secured.authority.passwords.hash_now(PASSWORD)
+    user = User(name="logs-in", password_hash=hashed, role="patient", fhir_user="Patient/p1")
+    await secured.authority.credentials.put_user(user)
+    start = await browser.http.get("auth/authorize", params={
+        "response_type": "code", "client_id": "app", "redirect_uri": REDIRECT, "scope": "patient/*.rs", "state": "s",
+        "aud": "http://test/fhir", "code_challenge": "c" * 43, "code_challenge_method": "S256",
+    })  # fmt: skip
+    request_id = start.headers["location"].split("request=")[1]
+    form = {"request": request_id, "name": "logs-in"}
+    for password, status in (("wrong", 401), (PASSWORD, 303)):
+        answer = await browser.http.post("auth/login", data={**form, "password": password})
+        assert answer.status_code == status
+    await browser.http.get("auth/logout", params={"request": request_id})
+    await browser.close()
+    await secured.server.rooms["audit"].flush()
+    await secured.user("admin", "administrator")
+    admin = await secured.token("user/*.cruds", user="admin")
+    found = (await secured.http.get("AuditEvent?type=110114&_sort=date", headers=admin)).json()
+    events = [entry["resource"] for entry in found["entry"]]
+    told = [(event["subtype"][0]["code"], event["outcome"]) for event in events]
+    assert told == [("110122", "4"), ("110122", "0"), ("110123", "0")]
+    assert {event["agent"][0]["who"]["identifier"]["value"] for event in events} == {"logs-in"}
+    assert PASSWORD not in str(found)

@@ -16,7 +16,7 @@ from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.jwk import ECKey, RSAKey
 
-from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site, assertion, redeem, refresh, who
+from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site, assertion, redeem, refresh, secured_application, who
 
 pytestmark = pytest.mark.anyio
 
@@ -279,3 +279,32 @@ async def test_breaking_the_glass_needs_a_practitioner_and_a_reason(
     ann = (await redeem(http, site, await other.authorize("ann"))).json()["access_token"]
     await other.close()
     assert (await who(http, site, ann, **{"X-Break-Glass": "I am curious about it"})).status_code == 403
+
+
+async def test_an_app_registers_itself_where_that_is_allowed(
+    mongo_url: str, tmp_path: Any, http: httpx.AsyncClient
+) -> None:
+    async with secured_application(mongo_url, tmp_path, registration=True, audit=False) as secured:
+        configuration = (await secured.http.get(".well-known/smart-configuration")).json()
+        url = configuration["registration_endpoint"]
+        asked = {"client_name": "Own", "redirect_uris": [REDIRECT], "scope": "patient/*.rs system/*.cruds openid"}
+        made = await secured.http.post(url, json=asked)
+        assert made.status_code == 201
+        answer = made.json()
+        assert answer["scope"] == "patient/*.rs openid", "never system scopes"
+        client = await secured.authority.credentials.client(answer["client_id"])
+        assert client is not None
+        assert (client.kind, client.grant_types) == ("confidential-symmetric", ("authorization_code", "refresh_token"))
+        form = {"grant_type": "client_credentials", "scope": "patient/*.rs"}
+        refused = await secured.http.post("auth/token", data=form, auth=(client.id, answer["client_secret"]))
+        assert refused.json()["error"] == "unauthorized_client"
+        for wrong, error in (
+            ({"redirect_uris": []}, "invalid_client_metadata"),
+            ({"redirect_uris": ["http://evil.example/"]}, "invalid_redirect_uri"),
+            ({"redirect_uris": ["https://a.example/#x"]}, "invalid_redirect_uri"),
+            ({"redirect_uris": ["javascript:alert(1)"]}, "invalid_redirect_uri"),
+            ({"redirect_uris": [REDIRECT], "token_endpoint_auth_method": "tls"}, "invalid_client_metadata"),
+            ({"redirect_uris": [REDIRECT], "token_endpoint_auth_method": "private_key_jwt"}, "invalid_client_metadata"),
+        ):
+            answer = await secured.http.post(url, json=wrong)
+            assert (answer.status_code, answer.json()["error"]) == (400, error), wrong

@@ -133,10 +133,13 @@ async def login(request: HttpRequest) -> Response:
         response.headers.update(error.headers)
         return response
     user = await authority.credentials.user(name)
+    seen = {"subject": name, "client": client.id, "address": address_of(request)}
     right = await authority.passwords.matches(user.password_hash if user else "", password[:1024])
     if user is None or not right or user.disabled:
         await authority.logins.failed(address_of(request), name)
+        authority.record("login", 401, user="", **seen)
         return page(request, "login.html", 401, problem=words["wrong"], **shown_again)
+    authority.record("login", 200, user=user.fhir_user, **seen)
     response = _go_on(authority, wanted, request.query_params.get("ui_locales", ""))
     _set(authority, response, "session", await authority.authorizations.log_in(user))
     return response
@@ -171,7 +174,10 @@ async def consent(request: HttpRequest) -> Response:
 async def logout(request: HttpRequest) -> Response:
     """Ends the session; only for a request of this browser, so that another site's link logs nobody out."""
     authority = authority_of(request)
-    wanted, _, _ = await _where(request, request.query_params.get("request", ""))
+    wanted, client, session = await _where(request, request.query_params.get("request", ""))
+    if session is not None:
+        who = {"subject": session.user.name, "user": session.user.fhir_user, "client": client.id}
+        authority.record("logout", 200, address=address_of(request), **who)
     await authority.authorizations.log_out(request.cookies.get(_name(authority, "session"), ""))
     response = _go_on(authority, wanted)
     _drop(authority, response, "session")
