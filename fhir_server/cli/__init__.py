@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "demo": ("fhir_server.cli.demo", "serve, with a sample population loaded"),
     "load": ("fhir_server.cli.load", "send bundles, resources, NDJSON and folders of them to a server"),
     "export": ("fhir_server.cli.export", "write every resource of a server to NDJSON files, one a type"),
+    "reindex": ("fhir_server.cli.reindex", "index what is stored for new search parameters, or all of it anew"),
     "client": ("fhir_server.cli.clients", "register the apps and services that may ask for tokens"),
     "user": ("fhir_server.cli.users", "add the people who log in"),
     "token": ("fhir_server.cli.token", "print an access token for trying things out"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
-from fhir_server.operations import assess_risk, everything, explain, hooks, lastn, meta, plans, stats, validate
+from fhir_server.operations import assess_risk, everything, explain, hooks, lastn, meta, plans, reindex, stats, validate
 
 Function = Callable[[Server, Context, Call], Awaitable[Answer]]
 
@@ -42,6 +42,14 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("lastn", lastn.lastn, _FHIR + "Observation-lastn", ("Observation",), type=True),
     Operation("stats", stats.stats, _FHIR + "Observation-stats", ("Observation",), type=True),
     Operation("everything", everything.everything, _FHIR + "Patient-everything", ("Patient",), instance=True),
+    Operation(
+        "reindex",
+        reindex.reindex,
+        _OURS + "SearchParameter-reindex",
+        ("SearchParameter",),
+        type=True,
+        affects_state=True,
+    ),
     Operation("assess-risk", assess_risk.assess_risk, _OURS + "assess-risk", ("Patient",), system=True, instance=True),
     Operation("explain", explain.explain, _OURS + "explain", instance=True),
     Operation("await-hooks", hooks.await_hooks, _OURS + "await-hooks", system=True),

@@ -21,7 +21,11 @@ from fhir_server.store.documents import LIVE
 from fhir_server.store.protocol import Store, Stored
 
 BATCH = 200
-CHECKPOINT = "reindex"  # the setting: {"done": [types], "type": …, "after": id, "count": …}
+CHECKPOINT = (
+    "reindex"  # the setting: what is wanted, finished types, the type and id it got to, counts, time of the last step
+)
+START = {"wanted": [], "urls": [], "finished": [], "type": "", "after": "", "count": 0, "at": 0}
+ALIVE = 30_000  # ms: a run that has written nothing down for so long has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Progress:
 
     @property
     def percent(self) -> float:
-        return 100.0 * self.done / self.total if self.total else 100.0
+        return 100.0 * self.done / self.total if self.total else 0.0 if self.resource_type else 100.0
 
 
 async def reindex(
@@ -50,11 +54,12 @@ async def reindex(
     urls = {url for found in waiting.values() for url in found}
     present = await store.resource_types()
     wanted = sorted(set(present) if tuple(types) == ("*",) else set(types or waiting) & set(present))
+    await announce(store)
     await asyncio.sleep(settle)
     fingerprints = await _fingerprints(store)
     point = await store.setting(CHECKPOINT) or {}
-    if point.get("wanted") != wanted or point.get("urls") != sorted(urls):
-        point = {"wanted": wanted, "urls": sorted(urls), "finished": [], "type": "", "after": "", "count": 0}
+    if not wanted or point.get("wanted") != wanted or point.get("urls") != sorted(urls):
+        point = {**START, "wanted": wanted, "urls": sorted(urls)}
     total = sum([await store.count(kind, LIVE) for kind in wanted])
     started, before = time.monotonic(), int(point["count"])
     for kind in wanted:
@@ -64,10 +69,11 @@ async def reindex(
         after = str(point["after"]) if point["type"] == kind else ""
         async for batch in _batches(store, kind, after):
             await store.replace_entries(kind, [_anew(registry, stored, base) for stored in batch])
-            point.update(type=kind, after=batch[-1].id, count=int(point["count"]) + len(batch))
+            count = int(point["count"]) + len(batch)
+            rate = (count - before) / max(time.monotonic() - started, 1e-6)
+            point.update(type=kind, after=batch[-1].id, count=count, total=total, rate=rate, at=_now())
             await store.set_setting(CHECKPOINT, point)
-            seconds = max(time.monotonic() - started, 1e-6)
-            yield Progress(kind, int(point["count"]), total, (int(point["count"]) - before) / seconds)
+            yield Progress(kind, count, total, rate)
         point["finished"] = [*point["finished"], kind]
     if not types or tuple(types) == ("*",):
         ready = await ready_parameters(store)
@@ -75,8 +81,27 @@ async def reindex(
         await store.set_setting(SETTING, {"ready": ready})
         for url in urls:
             registry.mark_ready(url)
-    await store.set_setting(CHECKPOINT, {})
+    await store.set_setting(CHECKPOINT, START)
     yield Progress("", total, total, 0.0)
+
+
+async def running(store: Store) -> Progress | None:
+    """How far a run has come that is under way in this or another process."""
+    point = await store.setting(CHECKPOINT) or {}
+    if _now() - int(point.get("at", 0)) > ALIVE:
+        return None
+    return Progress(
+        str(point.get("type", "")), int(point.get("count", 0)), int(point.get("total", 0)), float(point.get("rate", 0))
+    )
+
+
+async def announce(store: Store, *, ended: bool = False) -> None:
+    """Tells other processes that a run is under way before it has a first step (or, `ended`, that it is no more)."""
+    await store.set_setting(CHECKPOINT, {"at": 0 if ended else _now()})
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _anew(registry: Registry, stored: Stored, base: str) -> Stored:

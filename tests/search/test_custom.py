@@ -145,3 +145,21 @@ async def test_what_cannot_be_served_changes_nothing(
     assert await ids(client, "Patient?_id=p1&name:missing=true") == ["p1"]
     await client.delete("SearchParameter/bad")
     await server.rooms["search-parameters"].refresh()
+
+
+async def told(client: httpx.AsyncClient, query: str = "") -> dict[str, Any]:
+    response = await client.post(f"SearchParameter/$reindex{query}")
+    assert response.status_code in (200, 202), response.text
+    parts = response.json()["parameter"]
+    return {part["name"]: next(value for key, value in part.items() if key != "name") for part in parts}
+
+
+async def test_the_operation(client: httpx.AsyncClient, server: Server) -> None:
+    await post(client, server, parameter("by-operation"))
+    assert (await told(client, "?start=false"))["waiting"] == "http://example.org/SearchParameter/by-operation"
+    assert (await told(client))["status"] == "running"
+    await server.rooms["reindex"]
+    assert await told(client) == {"status": "idle"}
+    assert await ids(client, "Patient?by-operation=M")
+    assert (await client.get("SearchParameter/$reindex")).status_code == 405
+    assert (await client.post("SearchParameter/$reindex?colour=red")).status_code == 400
