@@ -9,6 +9,7 @@ FhirError
 ├─ NotFound 404 not-found
 ├─ MethodNotAllowed 405 not-supported
 ├─ NotAcceptable 406 not-supported
+├─ TooSlow 408 timeout            the body stopped coming
 ├─ Conflict 409 conflict          somebody else changed it first; trying again may help
 ├─ Gone 410 deleted
 ├─ PreconditionFailed 412 conflict
@@ -96,6 +97,10 @@ class MethodNotAllowed(FhirError):
 
 class NotAcceptable(FhirError):
     status, code = 406, "not-supported"
+
+
+class TooSlow(FhirError):
+    status, code = 408, "timeout"
 
 
 class Conflict(FhirError):

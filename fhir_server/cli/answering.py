@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -34,7 +35,8 @@ def answer(
     config = uvicorn.Config(
         app.create(settings),
         loop="uvloop" if _has("uvloop") else "asyncio",
-        http="httptools" if _has("httptools") else "auto",
+        http=_protocol(),
+        ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -113,6 +115,14 @@ def is_loopback(host: str) -> bool:
     except OSError:
         return False
     return all(ipaddress.ip_address(str(item[4][0]).partition("%")[0]).is_loopback for item in found)
+
+
+def _protocol() -> Any:
+    if not _has("httptools"):
+        return "auto"
+    from fhir_server.cli.connection import Bounded
+
+    return Bounded
 
 
 def _has(module: str) -> bool:

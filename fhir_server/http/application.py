@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from fhir_server.auth.audit import Audit
 from fhir_server.auth.policy import Principal
-from fhir_server.errors import BadRequest, FhirError, NotFound, TooLarge, UnsupportedMediaType
+from fhir_server.errors import BadRequest, FhirError, NotFound, TooLarge, TooSlow, UnsupportedMediaType
 from fhir_server.http import failures, wire
 from fhir_server.http.audited import accesses
 from fhir_server.http.middleware import Receive, Scope, Send
@@ -24,6 +24,7 @@ Authenticate = Callable[[Scope], Awaitable[Principal]]
 
 PLAIN = wire.Wish()
 NO_CALL = Call("", ("metadata",))  # a request that was not understood names nothing to be audited
+BODY_SECONDS = 60.0  # without a byte of a body that is not complete
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -121,17 +122,22 @@ class FhirApplication:
             raise TooLarge(f"The body is larger than the {self._most} bytes that this server takes")
         parts: list[bytes] = []
         size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self._most:
-                raise TooLarge(f"The body is larger than the {self._most} bytes that this server takes")
-            parts.append(part)
-            if not message.get("more_body"):
-                break
+        try:
+            async with asyncio.timeout(BODY_SECONDS) as patience:
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > self._most:
+                        raise TooLarge(f"The body is larger than the {self._most} bytes that this server takes")
+                    parts.append(part)
+                    if not message.get("more_body"):
+                        break
+                    patience.reschedule(asyncio.get_running_loop().time() + BODY_SECONDS)
+        except TimeoutError:
+            raise TooSlow(f"Nothing more of the body came for {BODY_SECONDS:g} s") from None
         body = b"".join(parts)
         if not body:
             return

@@ -28,6 +28,8 @@ log = logging.getLogger("fhir_server.access")
 _PROCESS = secrets.token_hex(5)
 _numbers = itertools.count(1)
 
+HUNG_UP = 499  # for log and figures: the client did not wait for an answer
+
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -69,7 +71,7 @@ class Observed:
         started = time.perf_counter()
         request_id = _request_id(scope["headers"])
         scope["request_id"] = request_id
-        status = 500
+        status = HUNG_UP
         header = (b"x-request-id", request_id.encode())
 
         async def observed(message: Message) -> None:
@@ -81,6 +83,9 @@ class Observed:
 
         try:
             await self._app(scope, receive, observed)
+        except BaseException:
+            status = 500
+            raise
         finally:
             seconds = time.perf_counter() - started
             route = scope.get("route_shape", "other")

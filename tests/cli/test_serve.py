@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -77,6 +78,30 @@ def test_each_request_is_a_line_of_the_log_without_ids_and_search_values(start: 
         assert line["status"] == answer.status_code
         assert line["ms"] >= 0
     assert not [line for line in server.lines if "secret" in line]
+
+
+def test_a_head_without_end_is_cut_off(base: str) -> None:
+    url = httpx.URL(base)
+    with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+        connection.sendall(b"GET /fhir/Patient/x HTTP/1.1\r\nHost: h\r\nX: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                connection.sendall(b"a" * 65_536)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            answer = connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 400") or not answer
+    assert httpx.get(f"{base}/metadata").status_code == 200
+
+
+def test_who_hangs_up_is_no_failure_of_ours(start: Start, base: str) -> None:
+    server = next(process for process in RUNNING if process.base == base)
+    url = httpx.URL(base)
+    with socket.create_connection((url.host, url.port or 80), timeout=20) as connection:
+        head = b"POST /fhir/Patient HTTP/1.1\r\nHost: h\r\nX-Request-Id: hung-up\r\nContent-Type: application/fhir+json\r\n"
+        connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
+    eventually(lambda: any('"request":"hung-up"' in line for line in server.lines))
+    assert '"status":499' in next(line for line in server.lines if '"request":"hung-up"' in line)
 
 
 def test_a_log_level_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import zlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -232,3 +234,17 @@ async def test_links_name_only_a_host_that_is_one(client: httpx.AsyncClient) -> 
             "Patient", content=BODY, headers=[(b"content-type", JSON.encode()), (b"host", host.encode("latin-1"))]
         )
         assert created.headers["location"].startswith(f"http://{host}/fhir/") is shown
+
+
+async def test_a_body_that_stops_coming_is_not_waited_for(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fhir_server.http.application.BODY_SECONDS", 0.05)
+
+    async def halting() -> AsyncIterator[bytes]:
+        yield BODY[:10]
+        await asyncio.sleep(5)
+
+    refused = await client.post("Patient", content=halting(), headers={"content-type": JSON})
+    assert refused.status_code == 408
+    assert refused.json()["issue"][0]["code"] == "timeout"
