@@ -113,7 +113,7 @@ class Authorizations:
             raise invalid_request("state is missing")
         if given.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(given.get("code_challenge", "")):
             raise invalid_request("PKCE is needed: code_challenge with code_challenge_method=S256")
-        if given.get("aud", "").rstrip("/") != self._audience:
+        if not _same_base(given.get("aud", ""), self._audience):
             raise invalid_request(f"aud must be {self._audience}")
         if "request" in given or "request_uri" in given:
             raise OAuthError("request_not_supported", "Request objects are not supported")
@@ -289,6 +289,11 @@ class Authorizations:
         content = {**context, "user": user, "client_id": client_id}
         await self._credentials.put_passing(Passing(id=digest(handle), kind="launch", expires=expires, content=content))
         return handle
+
+
+def _same_base(aud: str, base: str) -> bool:
+    """On one's own machine `localhost` and `127.0.0.1` are the same server."""
+    return aud.rstrip("/").replace("//localhost:", "//127.0.0.1:", 1) == base.replace("//localhost:", "//127.0.0.1:", 1)
 
 
 def described(scope: str) -> Scope | None:

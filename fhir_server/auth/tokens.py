@@ -214,6 +214,26 @@ class Tokens:
             raise Unauthorized("The access token's user may not log in any more")
         return await self.for_user(base, user)
 
+    @staticmethod
+    def standing(principal: Principal) -> dict[str, Any]:
+        """What to keep of somebody in whose name something is done later (a subscription's delivery); no secret.
+
+        Give it to `from_claims` each time: it raises Unauthorized when user or client have gone, and tells what they
+        may see now, not what they might then.
+        """
+        claims: dict[str, Any] = {
+            "sub": principal.subject,
+            "client_id": principal.client_id,
+            "scope": " ".join(str(scope) for scope in principal.scopes),
+            "jti": principal.token_id,
+            "exp": principal.expires,
+        }
+        if principal.patient:
+            claims["patient"] = principal.patient
+        if principal.fhir_user or principal.subject != principal.client_id:
+            claims["grant"] = ""
+        return claims
+
     async def for_user(self, base: Principal, user: User) -> Principal:
         scopes = tuple(scope for scope in base.scopes if scope.context != "system")
         reach = await self._reach.of(user)

@@ -218,6 +218,7 @@ REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "implicit": ({"response_type": "token"}, "unsupported_response_type"),
     "no state": ({"state": None}, "invalid_request"),
     "another server's aud": ({"aud": "https://evil.example/fhir"}, "invalid_request"),
+    "aud of a server that begins like us": ({"aud": "http://localhost:@evil.example/fhir"}, "invalid_request"),
     "no aud": ({"aud": None}, "invalid_request"),
     "no scope": ({"scope": None}, "invalid_scope"),
     "only system scopes": ({"scope": "system/*.rs"}, "invalid_scope"),
@@ -252,6 +253,12 @@ async def test_refused_requests_go_back_to_the_app(site: Site, http: httpx.Async
     assert back["error"] == [error]
     assert back["iss"] == [site.url]
     assert back.get("state") == (["s&=+ "] if "state" not in changed else None)
+
+
+async def test_localhost_is_this_machine(site: Site, http: httpx.AsyncClient) -> None:
+    aud = site.url.replace("127.0.0.1", "localhost") + "/"
+    answer = await http.get(site.auth + "/authorize", params=request_of(site, aud=aud))
+    assert "error" not in answer.headers["location"]
 
 
 BAD_REDIRECTS = [
@@ -619,3 +626,41 @@ async def test_cors_is_for_the_api_and_not_for_the_pages(site: Site, http: httpx
 async def test_registration_is_off_by_default(site: Site, http: httpx.AsyncClient) -> None:
     answer = await http.post(site.auth + "/register", json={"redirect_uris": [REDIRECT]})
     assert (answer.status_code, answer.json()["error"]) == (403, "access_denied")
+
+
+# The wire below: uvicorn's parser decides, and one request must never be taken for two
+
+
+SMUGGLING = {
+    "two lengths": b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    "length and chunks": b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    b"GET /fhir/whoami HTTP/1.1\r\nHost: x\r\n\r\n",
+    "chunked twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+    "chunked in disguise": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "a space before the colon": b"Content-Length : 5\r\n\r\nhello",
+    "a folded header": b"X-A: 1\r\n Content-Length: 5\r\n\r\nhello",
+    "a negative length": b"Content-Length: -1\r\n\r\n",
+    "a bad chunk size": b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
+    "a bare newline": b"X-A: 1\nContent-Length: 5\r\n\r\nhello",
+}
+
+
+@pytest.mark.parametrize("attack", SMUGGLING)
+async def test_smuggled_requests_get_no_second_answer(site: Site, attack: str) -> None:
+    parts = urlsplit(site.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(b"POST /fhir/auth/token HTTP/1.1\r\nHost: x\r\n" + SMUGGLING[attack])
+    writer.write_eof()
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert answer.count(b"HTTP/1.1 ") <= 1, answer
+    assert b"HTTP/1.1 2" not in answer
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "x@evil.example", "evil.example/path?", ""])
+async def test_the_host_header_decides_nothing(site: Site, http: httpx.AsyncClient, host: str) -> None:
+    answer = await http.get(site.url + "/.well-known/smart-configuration", headers={"Host": host})
+    assert "evil" not in answer.text
+    answer = await http.get(site.auth + "/authorize", params=request_of(site), headers={"Host": host})
+    assert "evil" not in str(answer.headers)
+    assert answer.status_code in (303, 400)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,32 @@ def test_keys_rotate_and_the_audit_verifies(served: str, data: Path) -> None:
     assert "all there and unchanged" in verified.stdout
     wrong = call("audit", "verify", "--data-dir", data, "--expect", "1 " + "0" * 64)
     assert (wrong.returncode, "cut off" in wrong.stderr) == (1, True)
+
+
+def test_serve_does_tls_itself(tmp_path: Path, data: Path) -> None:
+    """A chain and a key are all it takes; issuer and links are https then."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    start, end = datetime.now(UTC) - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, end).add_extension(names, critical=False)
+    basic = x509.BasicConstraints(ca=True, path_length=None)
+    certificate = builder.add_extension(basic, critical=True).sign(key, hashes.SHA256())
+    (tmp_path / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    words = ["--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem", "--host", "localhost"]
+    process = Process("serve", "--port", "0", "--data-dir", tmp_path / "data", *words)
+    try:
+        base = process.base
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        assert base.startswith("https://localhost:")
+        answer = httpx.get(f"{base}/.well-known/smart-configuration", verify=trusted)
+        assert answer.json()["token_endpoint"] == f"{base}/auth/token"
+        assert answer.headers["strict-transport-security"]
+    finally:
+        process.stop()

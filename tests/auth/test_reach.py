@@ -15,6 +15,7 @@ from fhir_server.auth.consents import verdict
 from fhir_server.auth.issuer import ExternalIssuer, Mapped
 from fhir_server.auth.reach import Reach
 from fhir_server.auth.remote_keys import RemoteKeys
+from fhir_server.auth.scopes import Scope
 from fhir_server.errors import FhirError
 from tests.auth.conftest import Secured, jwk_of
 
@@ -157,6 +158,25 @@ async def test_a_proxy_sees_while_consent_permits(secured: Secured, put: Put, re
     await put(consent("n2", "c2", ended))
     assert await seen(secured, mother) == set()
     await put(consent("n2", "c2", None, status="inactive"))
+
+
+async def test_who_subscribes_is_judged_at_delivery(secured: Secured, put: Put, records: None) -> None:
+    """What a subscription keeps of its owner is enough to ask again, and no more."""
+    tokens = secured.authority.tokens
+    await secured.user("watcher", "practitioner", "Practitioner/d2", reach="care-team")
+    headers = await secured.token("user/Observation.rs", user="watcher")
+    kept = tokens.standing(await tokens.principal(headers["Authorization"].removeprefix("Bearer ")))
+    assert (await tokens.from_claims(kept)).scopes == (Scope.parse("user/Observation.rs"),)
+    before = (await tokens.from_claims(kept)).patients
+    await put(team("t9", "c3", "d2"))
+    assert before is not None
+    assert (await tokens.from_claims(kept)).patients == before | {"c3"}
+    await secured.authority.credentials.users.delete_one({"_id": "watcher"})
+    with pytest.raises(FhirError):
+        await tokens.from_claims(kept)
+    service = await secured.token("system/Observation.rs", client="service")
+    kept = tokens.standing(await tokens.principal(service["Authorization"].removeprefix("Bearer ")))
+    assert (await tokens.from_claims(kept)).patients is None
 
 
 async def test_labels_hide_and_clearance_shows(secured: Secured, put: Put, records: None) -> None:
