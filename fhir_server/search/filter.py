@@ -18,7 +18,7 @@ from fhir_server.search.registry import Parameter
 from fhir_server.search.text import fold
 
 if TYPE_CHECKING:
-    from fhir_server.search.parse import _Parser
+    from fhir_server.search.conditions import Conditions
 
 _TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[()]|[^\s()"]+)')
 _PREFIXED = frozenset({"eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap"})
@@ -27,13 +27,13 @@ OPERATORS = _PREFIXED | {"co", "sw", "ew", "pr", "ss", "sb", "in", "ni", "re", "
 DEEPEST = 20
 
 
-def parse_filter(parser: _Parser, resource_type: str, text: str) -> Condition:
+def parse_filter(parser: Conditions, resource_type: str, text: str) -> Condition:
     """Raises BadRequest or UnknownParameter that quote the part of the expression that is wrong."""
     return _Filter(parser, resource_type, text).parse()
 
 
 class _Filter:
-    def __init__(self, parser: _Parser, resource_type: str, text: str) -> None:
+    def __init__(self, parser: Conditions, resource_type: str, text: str) -> None:
         self._parser = parser
         self._type = resource_type
         self._tokens: list[str] = []
@@ -106,7 +106,7 @@ class _Filter:
         if "." in name or name.startswith("_"):
             # Chains and what belongs to every resource: as in a search, with its prefix or modifier.
             return self._as_search(name, operator, value)
-        parameter = parser._parameter(resource_type, name, name)
+        parameter = parser.parameter(resource_type, name, name)
         if operator == "pr":
             if value not in ("true", "false"):
                 raise BadRequest("pr takes true or false")

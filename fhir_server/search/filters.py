@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fhir_server.search.index import CONTAINED, IDENTIFIER, PARTS
+from fhir_server.search.entries import CONTAINED, IDENTIFIER, PARTS
 from fhir_server.search.operands import (
     Amount,
     Containing,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+from fhir_server.search.entries import CONTAINED, IDENTIFIER
 from fhir_server.search.fulltext import CONTENT, TEXT
-from fhir_server.search.index import CONTAINED, IDENTIFIER
 from fhir_server.search.registry import Parameter, Registry
 from fhir_server.store.documents import ID, entry_path
 from fhir_server.store.protocol import CUSTOM, Index

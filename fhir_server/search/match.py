@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fhir_server.search.index import CONTAINED, IDENTIFIER, PARTS, Indexed
+from fhir_server.search.entries import CONTAINED, IDENTIFIER, PARTS, Indexed
 from fhir_server.search.operands import (
     Amount,
     Containing,

@@ -11,8 +11,8 @@ from typing import Any
 
 from fhir_server.errors import BadRequest
 from fhir_server.model.definitions import RESOURCE_TYPES
+from fhir_server.search.entries import CONTAINED
 from fhir_server.search.filters import NEVER, Compiler, Deferred, Filter, both, live, restricted
-from fhir_server.search.index import CONTAINED
 from fhir_server.search.operands import Members
 from fhir_server.search.order import Order, order_of
 from fhir_server.search.query import All, Chain, Has, Listed, Query

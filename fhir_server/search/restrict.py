@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from fhir_server.search.conditions import parse_condition
 from fhir_server.search.match import holds
-from fhir_server.search.parse import parse_condition
 from fhir_server.search.query import All, Condition
 from fhir_server.search.registry import standard
 
