@@ -12,6 +12,7 @@ from fhir_server.auth.audit_event import Access
 from fhir_server.auth.principal import Principal
 from fhir_server.errors import BadRequest
 from fhir_server.http.routes import shape
+from fhir_server.interactions.bundle import request_of
 from fhir_server.interactions.call import Answer, Call, split_url
 from fhir_server.model.definitions import RESOURCE_TYPES
 
@@ -99,7 +100,7 @@ def _parts(call: Call, answer: Answer) -> Iterator[tuple[Call, Answer]]:
     if not answer.parts or call.resource is None:
         return
     for entry, part in zip(call.resource.get("entry") or (), answer.parts, strict=False):
-        request = entry.get("request") or {}
+        request = request_of(entry)
         try:
             path, query = split_url(str(request.get("url", "")))
         except (BadRequest, ValueError):

@@ -29,7 +29,7 @@ async def do_bundle(server: Server, context: Context, call: Call) -> Answer:
     parts = []
     entries = (call.resource or {}).get("entry", ())
     for number, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
-        bare = isinstance(entry, dict) and (entry.get("request") or {}).get("method") == "HEAD"
+        bare = bundle.request_of(entry).get("method") == "HEAD"
         parts.append(_response_entry(answer, context.base, returning, bare))
         if number % 500 == 499:
             await asyncio.sleep(0)

@@ -12,7 +12,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fhir_server.errors import BadRequest, Conflict, FhirError, Gone, Issue, NotFound, TooLarge, Unprocessable
 from fhir_server.interactions import patch_document, write
@@ -113,6 +113,12 @@ def _entry(index: int, item: object, context: Context) -> Entry:
         raise BadRequest(f"{where} needs a resource for its {method}", expression=[f"{where}.resource"])
     full_url = item.get("fullUrl")
     return Entry(index, Call(method, path, query, headers, resource), full_url if isinstance(full_url, str) else "")
+
+
+def request_of(entry: object) -> dict[str, Any]:
+    """Bundle.entry.request; nothing where there is none, or what is there is something else."""
+    request = entry.get("request") if isinstance(entry, dict) else None
+    return request if isinstance(request, dict) else {}
 
 
 async def _batch(server: Server, context: Context, raw: list[object], dispatch: Dispatch) -> list[Answer]:

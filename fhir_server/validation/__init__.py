@@ -21,7 +21,8 @@ def _structure(resource: Resource, _mode: str) -> list[Issue]:
     return [problem.issue(root) for problem in problems]
 
 
-# In order: (name, resource and mode → issues). One row for each kind of check that runs on every write.
+# In order: (name, resource and mode → issues). One row for each kind of check that runs on every write. The first judges
+# the structure; the others are asked only where that is right.
 CHECKS: Final[tuple[tuple[str, Checker], ...]] = (("structure", _structure),)
 
 
@@ -45,9 +46,11 @@ class Validator:
         if resource_type is not None and isinstance(found, str) and found != resource_type:
             text = f"The resource is a {found}, but this place takes {resource_type}"
             return [Issue("error", "invalid", text, ("resourceType",))]
-        issues: list[Issue] = []
-        for _name, check in self.checks:
-            issues += check(resource, mode)
+        (_, structural), *others = self.checks
+        issues = structural(resource, mode)
+        if not any(issue.is_error for issue in issues):  # the others read a resource whose structure is right
+            for _name, check in others:
+                issues += check(resource, mode)
         if len(issues) > MOST_ISSUES:
             more = len(issues) - MOST_ISSUES
             issues.sort(key=lambda issue: not issue.is_error)  # no warning may push an error out

@@ -413,3 +413,17 @@ async def test_references_in_circles_and_in_every_place(client: httpx.AsyncClien
     assert stored["author"] == first["author"]
     assert stored["text"]["div"] == div.replace(f'="{two}', f'="{there}').replace(f'alt="{there}"', f'alt="{two}"')
     assert (await client.get(there)).json()["subject"]["reference"] == here
+
+
+async def test_entries_that_are_none_are_refused_one_by_one(client: httpx.AsyncClient) -> None:
+    wrong: list[Any] = ["x", 5, None, [], {}, {"request": "x"}, {"request": {"method": "GET"}}, {"request": {"url": 5}}]
+    wrong += [
+        {"request": {"method": ["GET"], "url": "Patient"}},
+        {"request": {"method": "POST", "url": "Patient"}, "resource": 5},
+    ]
+    right = entry("GET", "metadata?_elements=status")
+    response = await client.post("", json={"resourceType": "Bundle", "type": "batch", "entry": [*wrong, right]})
+    assert statuses(response) == ["400"] * len(wrong) + ["200"]
+    for one in wrong:
+        refused = await client.post("", json={"resourceType": "Bundle", "type": "transaction", "entry": [right, one]})
+        assert refused.status_code == 400
