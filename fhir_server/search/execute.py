@@ -19,7 +19,7 @@ from fhir_server.search.filters import Deferred, both
 from fhir_server.search.includes import Includes
 from fhir_server.search.operands import Members
 from fhir_server.search.order import Position, merged
-from fhir_server.search.plan import Plan, Source, Step, compile
+from fhir_server.search.plan import Plan, Source, Step, compile, outline
 from fhir_server.search.query import Query
 from fhir_server.search.registry import Registry
 from fhir_server.search.restrict import Restrict
@@ -61,11 +61,27 @@ async def run(
     started = time.perf_counter()
     present = frozenset(await store.resource_types()) if query.system or query.contained != "false" else None
     plan = compile(query, registry, restrict, present)
-    page = await _Execution(store, registry, plan, restrict, key, terminology).page()
+    execution = _Execution(store, registry, plan, restrict, key, terminology)
+    page = await execution.page()
     elapsed = (time.perf_counter() - started) * 1000
-    if elapsed > slow_ms:
-        log.warning("slow search: %.0f ms\n%s", elapsed, plan)
+    if elapsed > slow_ms and not _explaining:
+        # Not before the answer, and one at a time: to explain a search is to run it again.
+        task = asyncio.create_task(_tell(store, plan, execution.finds, elapsed))
+        _explaining.add(task)
+        task.add_done_callback(_explaining.discard)
     return page
+
+
+_explaining: set[asyncio.Task[None]] = set()
+
+
+async def _tell(store: Store, plan: Plan, finds: Sequence[Find], elapsed: float) -> None:
+    """Logs a slow search: what it looked for (not for which values), the indexes it read, how much it had to look at."""
+    try:
+        work = [summary(await store.explain(replace(find, snapshot=None))) for find in finds]
+    except Exception as error:
+        work = [{"not explained": type(error).__name__}]
+    log.warning("slow search: %.0f ms\n%s\n%s", elapsed, outline(plan), "\n".join(map(str, work)))
 
 
 async def every(

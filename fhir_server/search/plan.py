@@ -84,6 +84,27 @@ class Plan:
         return "\n".join(lines)
 
 
+def outline(plan: Plan) -> str:
+    """The plan without the values that were searched for, which may be about a patient: for logs."""
+    lines = [
+        f"{step.kind} {'; '.join(f'{found.resource_type} where {shape(found.filter)}' for found in step.lookups)}"
+        for step in plan.steps
+    ]
+    lines += [
+        f"{source.resource_type} where {shape(source.filter)} by {source.order.sort(0)}" for source in plan.sources
+    ]
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
+
+
+def shape(filter: Any) -> Any:
+    """A filter's paths and operators."""
+    if isinstance(filter, dict):
+        return {key: shape(value) for key, value in filter.items()}
+    if isinstance(filter, list):
+        return [shape(item) for item in filter] if filter and isinstance(filter[0], dict) else f"{len(filter)} values"
+    return filter if isinstance(filter, (Deferred, bool)) else "…"
+
+
 def compile(query: Query, registry: Registry, restrict: Restrict, present: frozenset[str] | None = None) -> Plan:
     """`present`: the types the store has resources of; others need no find. None: not known."""
     planner = _Planner(restrict)

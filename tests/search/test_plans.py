@@ -196,3 +196,20 @@ def test_what_is_not_served_says_why() -> None:
     assert len(served) >= 1370
     assert registry.unserved("Patient").keys() == {"_query", "age", "birthOrderBoolean", "part-agree"}
     assert registry.parameter("Patient", "age") is None
+
+
+@pytest.mark.anyio
+async def test_slow_searches_are_logged_without_what_was_asked(
+    filled: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    query = parse.parse("Observation", [("patient.family", "f17"), ("code", "8462-4")], registry=filled.registry)
+    await execute.run(filled.store, filled.registry, query, unrestricted, key=b"k", slow_ms=-1)
+    for task in list(execute._explaining):
+        await task
+    told = caplog.text
+    assert "slow search" in told
+    assert "s.family" in told
+    assert "documentsExamined" in told
+    assert "indexes" in told
+    assert "f17" not in told
+    assert "8462-4" not in told
