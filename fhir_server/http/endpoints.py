@@ -12,7 +12,7 @@ from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import Written
 from fhir_server.model import dates
-from fhir_server.model.resource import dump, load
+from fhir_server.model.resource import Resource, dump, load
 from fhir_server.operations import find
 from fhir_server.search.summary import subset
 from fhir_server.store.protocol import Stored
@@ -216,7 +216,21 @@ async def do_operation(server: Server, context: Context, call: Call) -> Answer:
     if call.method not in ("GET", "POST") or (call.method == "GET" and operation.affects_state):
         raise MethodNotAllowed(f"{name} changes what is stored; it has to be called by POST")
     server.policy.may(context.principal, f"operation:{name}", before[0] if before else None)
+    if call.resource is not None and call.resource.get("resourceType") == "Parameters":
+        _check_parts(call.resource, "parameter", "Parameters")
     return await operation.function(server, context, call)
+
+
+def _check_parts(owner: Resource, key: str, where: str) -> None:
+    """That parameters are objects with names; what is in them is the operation's to judge. Raises BadRequest."""
+    parts = owner.get(key, [])
+    if not isinstance(parts, list):
+        raise BadRequest(f"{where}.{key} must be an array", expression=[f"{where}.{key}"])
+    for index, part in enumerate(parts):
+        path = f"{where}.{key}[{index}]"
+        if not isinstance(part, dict) or not isinstance(part.get("name"), str):
+            raise BadRequest(f"{path} must be an object with a name", expression=[path])
+        _check_parts(part, "part", path)
 
 
 def _criteria(call: Call) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from fhir_server.errors import BadRequest, FhirError, Issue
 from fhir_server.interactions import read, write
@@ -12,6 +12,8 @@ from fhir_server.interactions.search import find_matches
 from fhir_server.model import definitions
 from fhir_server.model.resource import Resource, load
 
+R4 = "http://hl7.org/fhir/StructureDefinition/"
+MOST_PROFILES = 50  # looked up for one judgement
 MODES = ("create", "update", "delete", "profile")
 
 
@@ -37,9 +39,11 @@ async def validate(server: Server, context: Context, call: Call) -> Answer:
     issues = [] if mode == "delete" else server.validator.check(resource, mode=mode or "create")
     if resource.get("resourceType") != before[0]:
         issues.append(Issue("error", "invalid", f"The resource is not a {before[0]}", ("resourceType",)))
-    if mode == "update" and len(before) < 2:
+    if mode == "profile" and not profiles:
+        raise BadRequest("mode=profile needs a profile to judge by")
+    if mode == "update":
         try:
-            write.check_body_id(resource, str(resource.get("id", "")))
+            write.check_body_id(resource, before[1] if len(before) > 1 else str(resource.get("id", "")))
         except FhirError as error:
             issues.extend(error.issues)
     if mode == "create" and current is None and "id" in resource:
@@ -47,10 +51,12 @@ async def validate(server: Server, context: Context, call: Call) -> Answer:
             Issue("information", "informational", "A create gives the resource a new id", (f"{before[0]}.id",))
         )
     if not any(issue.is_error for issue in issues):
-        from fhir_server.validation.profile import check_profile  # noqa: PLC0415
-
         for profile in profiles:
-            issues.extend(check_profile(resource, await _definition(server, context, profile)))
+            if (name := profile.partition("|")[0].removeprefix(R4)) in definitions.RESOURCE_TYPES:
+                if name != resource.get("resourceType"):
+                    issues.append(Issue("error", "structure", f"The resource is not a {name}", ("resourceType",)))
+                continue
+            issues.extend(_judged(resource, profile, await _known(server, context, profile)))
     return Answer(200, issues=issues)
 
 
@@ -72,13 +78,45 @@ def _asked(call: Call) -> tuple[Resource | None, str | None, list[str]]:
     return resource, mode, profiles
 
 
-async def _definition(server: Server, context: Context, profile: str) -> dict[str, Any]:
+def _judged(resource: Resource, profile: str, known: dict[str, Resource]) -> list[Issue]:
+    from fhir_server.validation.profile import check_profile  # noqa: PLC0415
+
+    try:
+        return check_profile(resource, known[profile], lambda url: known.get(url) or known.get(url.partition("|")[0]))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        # Stored profiles are right in their elements, not in all that elements say (paths, numbers as texts).
+        raise BadRequest(f"The profile {profile[:200]!r} cannot be read: {error}") from None
+
+
+async def _known(server: Server, context: Context, profile: str) -> dict[str, Resource]:
+    """The profile, and those stored here that it builds on or refers to, by canonical URL. Raises BadRequest."""
+    found = await _definition(server, context, profile)
+    if found is None:
+        raise BadRequest(f"The profile {profile[:200]!r} is not known here; store its StructureDefinition first")
+    known, wanted = {profile: found}, list(_canonicals(found))
+    while wanted and len(known) < MOST_PROFILES:
+        url = wanted.pop()
+        if url not in known and (definition := await _definition(server, context, url)) is not None:
+            known[url] = definition
+            wanted.extend(_canonicals(definition))
+    return known
+
+
+def _canonicals(structure: Resource) -> Iterator[str]:
+    """Of the base, and of the profiles that types of its elements name."""
+    if isinstance(base := structure.get("baseDefinition"), str):
+        yield base
+    for view in ("snapshot", "differential"):
+        for element in structure.get(view, {}).get("element", ()):
+            for kind in element.get("type", ()):
+                yield from kind.get("profile", ())
+
+
+async def _definition(server: Server, context: Context, profile: str) -> Resource | None:
     """A StructureDefinition that is stored here, or one that R4 brings."""
     url, _, version = profile.partition("|")
+    if url.removeprefix(R4) in definitions.RESOURCE_TYPES:
+        return None  # what R4 itself says is judged already
     criteria = [("url", url), *([("version", version)] if version else [])]
     found = await find_matches(server, context, "search", "StructureDefinition", criteria, 1)
-    if not found and (of_r4 := definitions.profile(profile)) is not None:
-        return of_r4
-    if not found:
-        raise BadRequest(f"The profile {profile[:200]!r} is not known here; store its StructureDefinition first")
-    return load(found[0].raw)
+    return load(found[0].raw) if found else definitions.profile(profile)
