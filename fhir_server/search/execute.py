@@ -6,7 +6,6 @@ A search is one database command unless it chains, includes or counts; several c
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -14,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fhir_server.errors import BadRequest, Issue
+from fhir_server.search import slow
 from fhir_server.search.cursor import Cursor
 from fhir_server.search.filters import Deferred, both
 from fhir_server.search.includes import Includes
 from fhir_server.search.operands import Members
 from fhir_server.search.order import Position, merged
-from fhir_server.search.plan import Plan, Source, Step, compile, outline
+from fhir_server.search.plan import Plan, Source, Step, compile
 from fhir_server.search.query import Query
 from fhir_server.search.registry import Registry
 from fhir_server.search.restrict import Restrict
@@ -30,8 +30,6 @@ from fhir_server.store.protocol import Find, SnapshotGone, Store, Stored
 MOST_REFERENCES = 20_000  # that a chain, _has or _list may lead through
 SNAPSHOTS = 4  # attempts to see one moment; the last one goes without
 ESTIMATE = 10_000  # up to here an estimated total is counted
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +62,9 @@ async def run(
     execution = _Execution(store, registry, plan, restrict, key, terminology)
     page = await execution.page()
     elapsed = (time.perf_counter() - started) * 1000
-    if elapsed > slow_ms and not _explaining:
-        # Not before the answer, and one at a time: to explain a search is to run it again.
-        task = asyncio.create_task(_tell(store, plan, execution.finds, elapsed))
-        _explaining.add(task)
-        task.add_done_callback(_explaining.discard)
+    if elapsed > slow_ms:
+        slow.tell(store, plan, execution.finds, elapsed)
     return page
-
-
-_explaining: set[asyncio.Task[None]] = set()
-
-
-async def _tell(store: Store, plan: Plan, finds: Sequence[Find], elapsed: float) -> None:
-    """Logs a slow search: what it looked for (not for which values), the indexes it read, how much it had to look at."""
-    try:
-        work = [summary(await store.explain(replace(find, snapshot=None))) for find in finds]
-    except Exception as error:
-        work = [{"not explained": type(error).__name__}]
-    log.warning("slow search: %.0f ms\n%s\n%s", elapsed, outline(plan), "\n".join(map(str, work)))
 
 
 async def every(
@@ -332,35 +315,7 @@ class _Execution:
 
     async def _explain(self) -> Mapping[str, Any]:
         explained = [await self.store.explain(replace(find, snapshot=None)) for find in self.finds]
-        return {"plan": str(self.plan), "finds": [summary(e) for e in explained]}
-
-
-def summary(explained: Mapping[str, Any]) -> dict[str, Any]:
-    """What matters of MongoDB's explanation: stages from the top, indexes, work done."""
-    root = explained
-    if "stages" in explained:
-        root = explained["stages"][0]["$cursor"]
-    stats = root.get("executionStats", {})
-    stages: list[str] = [next(iter(stage)) for stage in explained.get("stages", ())[1:]][::-1]
-    indexes: list[str] = []
-
-    def visit(stage: Mapping[str, Any]) -> None:
-        stages.append(stage.get("stage", "?"))
-        if "indexName" in stage:
-            indexes.append(stage["indexName"])
-        for inner in (*stage.get("inputStages", ()), *([stage["inputStage"]] if "inputStage" in stage else ())):
-            visit(inner)
-
-    plan = root.get("queryPlanner", {}).get("winningPlan", {})
-    visit(plan.get("queryPlan", plan))
-    return {
-        "stages": stages,
-        "indexes": indexes,
-        "returned": stats.get("nReturned"),
-        "keysExamined": stats.get("totalKeysExamined"),
-        "documentsExamined": stats.get("totalDocsExamined"),
-        "milliseconds": stats.get("executionTimeMillis"),
-    }
+        return {"plan": str(self.plan), "finds": [slow.summary(e) for e in explained]}
 
 
 def _narrow(filter: Mapping[str, Any]) -> bool:

@@ -125,6 +125,8 @@ class Compiler:
         parameter = match.parameter
         if parameter.type == "composite":
             found = either([self._composite(parameter, o) for o in match.operands if isinstance(o, Parts)])
+        elif parameter.parts:
+            found = either([self._match(Match(part, match.operands, suffix=match.suffix)) for part in parameter.parts])
         else:
             path = self._prefix + parameter.field + match.suffix
             single = parameter.single and not match.suffix
@@ -151,6 +153,8 @@ class Compiler:
         return {"$nor": [present]} if condition.missing else present
 
     def _present(self, parameter: Parameter) -> Filter:
+        if parameter.parts:
+            return either([self._present(part) for part in parameter.parts])
         path = self._prefix + parameter.field
         if parameter.resolves_to:
             here: Any = {"$regex": f"(^|/){parameter.resolves_to}/[^/]+$"}

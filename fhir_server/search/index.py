@@ -45,6 +45,8 @@ class _Indexer:
         for parameter in registry.parameters(resource_type).values():
             if parameter.resolves_to and any(not p.resolves_to for p in _sharing(registry, parameter)):
                 continue  # lives in the wider parameter's entries
+            if parameter.parts:
+                continue
             if parameter.type == "composite":
                 if parameter.field:
                     composites.append(parameter)

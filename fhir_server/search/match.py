@@ -120,6 +120,10 @@ def _match(match: Match, candidate: Candidate, world: World) -> bool:
             )
             for o in match.operands
         )
+    if parameter.parts:
+        return any(
+            _match(Match(part, match.operands, suffix=match.suffix), candidate, world) for part in parameter.parts
+        )
     found = entries.get(parameter.field + match.suffix)
     if found is None:
         return False
@@ -156,6 +160,8 @@ def _meets(operand: Operand, values: Iterable[Any], world: World) -> bool:
 
 
 def _present(parameter: Parameter, entries: Mapping[str, Any]) -> bool:
+    if parameter.parts:
+        return any(_present(part, entries) for part in parameter.parts)
     if parameter.type == "composite" and not parameter.field:
         return all(_present(component.parameter, entries) for component in parameter.components)
     if parameter.type == "reference":

@@ -182,6 +182,8 @@ def _plain(parameter: Parameter, descending: bool) -> Key:
 
 def _lowest(parameter: Parameter) -> Mapping[str, Any]:
     """The lowest value of an entry, as an expression of the database."""
+    if parameter.parts:
+        return {"$min": [_lowest(part) for part in parameter.parts]}
     path = "$" + entry_path(parameter.field)
     if parameter.type == "quantity":
         written = {"$filter": {"input": {"$ifNull": [path, []]}, "as": "q", "cond": {"$in": ["$$q.k", ["", WIDE]]}}}

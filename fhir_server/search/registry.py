@@ -69,6 +69,7 @@ class Parameter:
     components: tuple[Component, ...] = ()
     state: State = "ready"
     field: str = ""  # name of its entries; "" for a composite that is the conjunction of its components
+    parts: tuple[Parameter, ...] = ()  # whose entries together are this one's, which then has none of its own
     resolves_to: str = ""  # shares the entries of a wider parameter: only references to this type are its own
     single: bool = False  # at most one value, and the entry is that value, no array (references, dates, numbers)
     paths: tuple[Path, ...] | None = None  # None: the expression needs FHIRPath, or is computed
@@ -227,6 +228,7 @@ class Registry:
                 if parameter is not None:
                     found[row.code] = parameter
         _share(found)
+        _unite(found)
         by_url = {parameter.url: parameter for parameter in found.values()}
         for row, state, custom in composites:
             composite = _composite(resource_type, row, by_url)
@@ -306,6 +308,28 @@ def _share(found: dict[str, Parameter]) -> None:
             found[code] = replace(
                 parameter, field=wider.field, resolves_to=next(iter(kinds)), single=wider.single, targets=tuple(kinds)
             )
+
+
+def _unite(found: dict[str, Parameter]) -> None:
+    """`combo-code` is `code` and `component-code` together: asking both costs less than indexing everything twice.
+
+    (A blood pressure has 17 index keys less, of 57; what indexes cost is two thirds of what a create costs the database.)
+    """
+    for code, parameter in list(found.items()):
+        if parameter.type not in ("token", "quantity") or not parameter.paths or len(parameter.paths) < 2:
+            continue
+        wanted = frozenset(parameter.paths)
+        narrower = [
+            other
+            for other in found.values()
+            if other.type == parameter.type and other.paths and not other.parts and frozenset(other.paths) < wanted
+        ]
+        parts: list[Parameter] = []
+        for other in sorted(narrower, key=lambda one: -len(one.paths or ())):
+            if not any(frozenset(other.paths or ()) & frozenset(part.paths or ()) for part in parts):
+                parts.append(other)
+        if frozenset(path for part in parts for path in part.paths or ()) == wanted:
+            found[code] = replace(parameter, parts=tuple(parts), field="")
 
 
 def _composite(resource_type: str, row: SearchParameterDefinition, by_url: Mapping[str, Parameter]) -> Parameter | None:

@@ -12,7 +12,7 @@ import pytest
 from fhir_server.interactions.context import Server
 from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.model.resource import dump
-from fhir_server.search import execute, parse, plan
+from fhir_server.search import execute, parse, plan, slow
 from fhir_server.search.index import index
 from fhir_server.search.registry import standard
 from fhir_server.search.restrict import NOTHING, Alternative, Restriction, unrestricted
@@ -204,7 +204,7 @@ async def test_slow_searches_are_logged_without_what_was_asked(
 ) -> None:
     query = parse.parse("Observation", [("patient.family", "f17"), ("code", "8462-4")], registry=filled.registry)
     await execute.run(filled.store, filled.registry, query, unrestricted, key=b"k", slow_ms=-1)
-    for task in list(execute._explaining):
+    for task in list(slow.explaining):
         await task
     told = caplog.text
     assert "slow search" in told
