@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from fhir_server.errors import BadRequest, Conflict, FhirError, Gone, Issue, NotFound, TooLarge, Unprocessable
 from fhir_server.interactions import patch_document, write
+from fhir_server.interactions.bundled_matches import BundledMatches
 from fhir_server.interactions.call import Answer, Call, check_id, split_url
 from fhir_server.interactions.conditional import claim_key, criteria_of, sole_match
 from fhir_server.interactions.context import Context, Server
@@ -329,14 +330,23 @@ async def _rewriting(server: Server, context: Context, writes: list[Entry]) -> R
             for reference in conditional_references(entry.call.resource):
                 wanted.setdefault(reference, entry)
 
-    async def resolve(reference: str, entry: Entry) -> None:
-        path, query = split_url(reference)
-        match = await _within(entry, sole_match(server, context, "search", write.check_type(path[0]), query))
-        if match is None:
-            raise _named(entry, BadRequest(f"Nothing matches the conditional reference {reference!r}"))
-        mapping[reference] = f"{path[0]}/{match.id}"
+    if wanted:
+        made: dict[Key, Resource] = {}
+        gone: list[Key] = []
+        for entry in writes:
+            call = entry.call
+            if entry.target is None or (call.method == "POST" and entry.match is not None):
+                continue
+            if call.resource is not None and call.method in ("POST", "PUT"):
+                made[entry.target] = call.resource
+            if call.method in ("PUT", "DELETE"):
+                gone.append(entry.target)
+        bundled = BundledMatches(server, context, made, gone)
 
-    await asyncio.gather(*(resolve(reference, entry) for reference, entry in wanted.items()))
+        async def resolve(reference: str, entry: Entry) -> None:
+            mapping[reference] = await _within(entry, bundled.sole(reference))
+
+        await asyncio.gather(*(resolve(reference, entry) for reference, entry in wanted.items()))
     return Rewriting(mapping)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from fhir_server.interactions.write import check_type
 from fhir_server.model.resource import load
 from fhir_server.search import execute, page
 from fhir_server.search.custom import CustomParameters
+from fhir_server.search.match import Candidate, matches
 from fhir_server.search.parse import parse
 from fhir_server.search.query import Query
 from fhir_server.search.valuesets import StoredTerminology
@@ -88,6 +89,17 @@ async def find_matches(
 
     Criteria are never read leniently: an ignored one would match, and change, what was not meant.
     """
+    query = _criteria(server, context, resource_type, criteria, limit)
+    return (await run(server, context, query, interaction)).matches[:limit]
+
+
+def in_memory(server: Server, context: Context, resource_type: str, criteria: Pairs) -> Callable[[Candidate], bool]:
+    """The same criteria asked of what is not stored yet; nothing but the resource itself is looked at (no chains)."""
+    query = _criteria(server, context, resource_type, criteria, 1)
+    return lambda candidate: matches(query, candidate)
+
+
+def _criteria(server: Server, context: Context, resource_type: str, criteria: Pairs, limit: int) -> Query:
     for name, _ in criteria:
         if name.partition(":")[0] in RESULT_PARAMETERS:
             raise BadRequest(f"{name[:60]!r} cannot be a criterion of a conditional request")
@@ -101,7 +113,7 @@ async def find_matches(
     )
     if not query.pairs:
         raise BadRequest("The criteria of a conditional request must not be empty")
-    return (await run(server, context, query, interaction)).matches[:limit]
+    return query
 
 
 def _parse(

@@ -427,3 +427,37 @@ async def test_entries_that_are_none_are_refused_one_by_one(client: httpx.AsyncC
     for one in wrong:
         refused = await client.post("", json={"resourceType": "Bundle", "type": "transaction", "entry": [right, one]})
         assert refused.status_code == 400
+
+
+async def test_conditional_references_see_what_the_transaction_does(client: httpx.AsyncClient) -> None:
+    """Made here: a match. Deleted or replaced here: none any more. Here and there: two."""
+    await client.put("Patient/seen", json=patient("seen", id="seen"))
+    reference = f"Patient?identifier={SYSTEM}|"
+
+    async def subject(number: str, *others: dict[str, Any]) -> tuple[int, str]:
+        response = await client.post(
+            "", json=bundle("transaction", entry("POST", "Observation", observation(reference + number)), *others)
+        )
+        if response.status_code != 200:
+            assert "Bundle.entry[" in response.text
+            return response.status_code, ""
+        url = response.json()["entry"][0]["response"]["location"].split("/_history")[0]
+        found: str = (await client.get(url)).json()["subject"]["reference"]
+        return 200, found
+
+    status, made = await subject(
+        "fresh", entry("POST", "Patient", patient("fresh"), ifNoneExist=f"identifier={SYSTEM}|fresh")
+    )
+    assert status == 200
+    assert (await client.get(made)).json()["identifier"][0]["value"] == "fresh"
+    again = entry("POST", "Patient", patient("fresh"), ifNoneExist=f"identifier={SYSTEM}|fresh")
+    assert await subject("fresh", again) == (200, made)
+    assert (await subject("fresh", entry("POST", "Patient", patient("fresh"))))[0] == 412
+    assert (await subject("unheard", entry("POST", "Patient", patient("other"))))[0] == 400
+    kept = entry("PUT", "Patient/seen", patient("seen", id="seen", active=True))
+    assert await subject("seen", kept) == (200, "Patient/seen")
+    assert (await subject("seen", entry("PUT", "Patient/seen", patient("renamed", id="seen"))))[0] == 400
+    assert (await subject("seen", entry("DELETE", "Patient/seen")))[0] == 400
+    assert (await subject("fresh", entry("PUT", "Patient/broken", patient("fresh", id="broken", gender="robot"))))[
+        0
+    ] == 422
