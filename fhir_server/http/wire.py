@@ -18,7 +18,7 @@ from fhir_server.http.failures import outcome
 from fhir_server.interactions.call import Answer, Pairs
 from fhir_server.interactions.write import http_date
 from fhir_server.model.resource import Resource, dump, load, pretty
-from fhir_server.model.xml import from_xml, to_xml
+from fhir_server.model.xml import from_xml, indented, to_xml
 from fhir_server.search.summary import subset
 
 JSON, XML = "application/fhir+json", "application/fhir+xml"
@@ -186,6 +186,8 @@ def render(answer: Answer, wanted: Wish, base: str, method: str) -> tuple[int, l
         return status, headers, b""
     if wanted.xml:
         body = to_xml(load(body))
+        if wanted.pretty:
+            body = indented(body)
         headers.append((b"content-type", b"application/fhir+xml; charset=utf-8"))
     else:
         if wanted.pretty:

@@ -40,6 +40,24 @@ def to_xml(resource: Resource, *, pretty: bool = False) -> bytes:
     return "".join(out).encode()
 
 
+def indented(document: bytes) -> bytes:
+    """What `to_xml` wrote, with a line for each element; the narrative, where spaces are text, stays as it is."""
+    root = etree.fromstring(document, etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True))
+    _indent(root, "\n")
+    return etree.tostring(root, xml_declaration=True, encoding="UTF-8") + b"\n"
+
+
+def _indent(element: etree._Element, line: str) -> None:
+    children = list(element)
+    if not children or element.tag == f"{{{XHTML}}}div":
+        return
+    element.text = line + "  "
+    for child in children:
+        _indent(child, line + "  ")
+        child.tail = line + "  "
+    children[-1].tail = line
+
+
 def from_xml(body: bytes) -> Resource:
     """UTF-8 XML → mapping, as `model.resource.load` gives it. Raises Malformed naming the element and the line."""
     return _Reader(body).read()

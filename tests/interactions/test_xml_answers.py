@@ -98,9 +98,19 @@ async def test_writes_of_every_kind_in_xml(client: httpx.AsyncClient) -> None:
     assert (patched.status_code, from_xml(patched.content)["quantity"]) == (200, 7)
     labelled = await client.post("Group/x/$meta-add", content=to_xml(LABEL), headers=both)
     assert from_xml(labelled.content)["parameter"][0]["valueMeta"]["tag"] == [{"code": "t"}]
-    pretty = await client.get("Group/x?_format=xml&_pretty=true")
-    assert from_xml(pretty.content)["id"] == "x"
     told = await client.put("Group/x", content=to_xml(GROUP), headers={**both, "prefer": "return=OperationOutcome"})
     assert from_xml(told.content)["resourceType"] == "OperationOutcome"
     minimal = await client.put("Group/x", content=to_xml(GROUP), headers={**both, "prefer": "return=minimal"})
     assert (minimal.status_code, minimal.content) == (200, b"")
+
+
+async def test_pretty_xml_has_lines_but_leaves_the_narrative_alone(client: httpx.AsyncClient) -> None:
+    div = '<div xmlns="http://www.w3.org/1999/xhtml"><b>a</b> <i>b</i><p>c</p></div>'
+    told = {**GROUP, "id": "told", "text": {"status": "generated", "div": div}, "name": "a\n\tb <王>"}
+    await client.put("Group/told", json=told)
+    plain = (await client.get("Group/told")).content
+    pretty = await client.get("Group/told?_format=xml&_pretty=true")
+    assert '\n  <id value="told"/>\n' in pretty.text
+    assert '\n    <status value="generated"/>\n' in pretty.text
+    assert f"\n    {div}\n" in pretty.text
+    assert from_xml(pretty.content) == load(plain)
