@@ -128,6 +128,9 @@ def _match(match: Match, candidate: Candidate, world: World) -> bool:
     if found is None:
         return False
     values = [found] if parameter.single and not match.suffix else found
+    if parameter.of_names and any(isinstance(operand, Containing) for operand in match.operands):
+        # As they are written: their endings, the whole included, but not the pinyin.
+        values = [value[1:] for value in values if value[0] == ENDING]
     return any(_meets(operand, values, world) for operand in match.operands)
 
 

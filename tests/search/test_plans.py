@@ -185,6 +185,8 @@ def test_every_parameter_has_an_index_and_there_are_not_too_many(kind: str) -> N
     for parameter in registry.parameters(kind).values():
         if parameter.type == "composite":
             assert all(c.parameter.code in registry.parameters(kind) for c in parameter.components)
+        elif parameter.parts:
+            assert all(f"s.{part.field}" in {path.removesuffix(".k") for path in first} for part in parameter.parts)
         else:
             path = f"s.{parameter.field}"
             assert first & {path, f"{path}.lo", f"{path}.k", f"{path}.lat"}, parameter.code

@@ -3,7 +3,8 @@
 One array per parameter: folded texts (see search/text.py) and, for `:exact`, the originals behind a character that no folded
 text holds. Han text of names and addresses is also there from each of its characters on, so that any part of it is a
 prefix; names also in pinyin. Names of people have all their endings, behind another such character: `:contains` then
-reads a range of the index, where for other texts it looks at each (measured: MongoDB fetches all documents for that).
+reads a range of the index, where for other texts it looks at each (measured: MongoDB fetches all documents for that). It
+asks for names as they are written; pinyin is found from its beginning only.
 """
 
 from __future__ import annotations
