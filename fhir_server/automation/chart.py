@@ -109,8 +109,12 @@ def patients_of(stored: Stored) -> tuple[str, ...]:
     return (reference.removeprefix("Patient/"),) if reference.startswith("Patient/") else ()
 
 
+def _mark(reading: Reading) -> int:
+    return hash((reading.key, reading.stored.version if reading.stored is not None else id(reading)))
+
+
 class Chart:
-    """One patient. `put` and `drop` keep the orders; `version` counts changes, so that a result can be told to be old."""
+    """One patient. `put` and `drop` keep the orders; `version` differs where what is in it differs."""
 
     def __init__(self, patient: str, resources: Iterable[Resource] = ()) -> None:
         self.id = patient
@@ -131,7 +135,7 @@ class Chart:
 
     def put(self, reading: Reading) -> None:
         self.drop(reading.key)
-        self.version += 1
+        self.version ^= _mark(reading)
         self._readings[reading.key] = reading
         resource_type = reading.key[0]
         insort(self._types.setdefault(resource_type, []), reading)
@@ -142,7 +146,7 @@ class Chart:
         found = self._readings.pop(key, None)
         if found is None:
             return
-        self.version += 1
+        self.version ^= _mark(found)
         self._types[key[0]].remove(found)
         for code in found.codes:
             self._codes[key[0], code].remove(found)

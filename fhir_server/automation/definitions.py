@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from fhir_server.automation.facts import AGGREGATES, NUMERIC, FactDefinition, Filter
 from fhir_server.automation.formulas import Formula, formula
+from fhir_server.automation.requirements import AGGREGATES, NUMERIC, FactDefinition, Filter
 from fhir_server.automation.terms import Codes, of_value_set
 from fhir_server.automation.vocabulary import Element, extension, extensions, part, parts, split_canonical, value
 from fhir_server.errors import FhirError

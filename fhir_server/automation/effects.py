@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
 from fhir_server.auth.principal import Principal
 from fhir_server.automation.chart import Chart
-from fhir_server.automation.ledger import Slot, identity
+from fhir_server.automation.ledger import Account, Slot
 from fhir_server.automation.proposals import EPISODES, Trail
-from fhir_server.automation.provenance import provenance, provenance_id
+from fhir_server.automation.provenance import of_tags, provenance, provenance_id, section, tags_provenance_id
 from fhir_server.automation.reconcile import Change, closed_by_person, realize
 from fhir_server.automation.rounds import Outcome
 from fhir_server.automation.rulebook import Rulebook
@@ -39,14 +39,16 @@ class Effects:
     written: list[tuple[str, str]] = field(default_factory=list)  # (rule url, resource type) of each derived resource
 
 
-def keys(outcome: Outcome) -> list[Key]:
-    """What has to be read before the effects can be prepared."""
+def keys(outcome: Outcome, account: Account) -> list[Key]:
+    """What has to be read before the effects can be prepared: not what we wrote ourselves, nor what cannot be there."""
     found: list[Key] = []
     for change in outcome.changes:
-        found.append(change.key)
-        found.append(("Provenance", provenance_id(outcome.patient, change.slot.key, change.slot.n)))
-    found += [("Provenance", tags_provenance_id(outcome.patient, rule)) for rule in outcome.retagged]
-    return found
+        if not change.fresh or account.suspect:
+            found.append(change.key)
+            found.append(("Provenance", provenance_id(outcome.patient, change.slot.key, change.slot.n)))
+    if outcome.retagged and (outcome.explained or account.suspect):
+        found.append(("Provenance", tags_provenance_id(outcome.patient)))
+    return found if account.suspect else [key for key in found if key not in account.written]
 
 
 def effects(
@@ -67,8 +69,8 @@ def effects(
         if reading is not None and reading.stored is not None:
             # Nobody's tags changed where a client's write left them out: then they are put back.
             writer.put(outcome.tagged, reading.stored, outcome.retagged[-1] if outcome.retagged else "")
-            for rule in outcome.retagged:
-                writer.tags_provenance(rule)
+    if outcome.retagged:
+        writer.tags_provenance(outcome.retagged)
     if writer.failed:
         raise Again(failed=writer.failed)
     return writer.effects
@@ -107,11 +109,19 @@ class _Writer:
             sources, trails, proposal is None,
         )  # fmt: skip
 
-    def tags_provenance(self, rule: str) -> None:
-        decision = self._outcome.decisions[rule]
-        target = f"Patient/{self._outcome.patient}"
-        id = tags_provenance_id(self._outcome.patient, rule)
-        self._provenance(id, target, rule, decision.canonical, decision.sources, decision.trails, not decision.tags)
+    def tags_provenance(self, rules: Sequence[str]) -> None:
+        sections = []
+        for rule in rules:
+            decision = self._outcome.decisions[rule]
+            if decision.tags:
+                known = self._book.by_url.get(rule)
+                id = known.id if known is not None else ""
+                sections.append(section(decision.canonical, id, self._event(rule), decision.sources, decision.trails))
+        stored = self._current.get(("Provenance", tags_provenance_id(self._outcome.patient)))
+        existing = load(stored.raw) if stored is not None and not stored.deleted else None
+        gone = [rule for rule in rules if not self._outcome.decisions[rule].tags]
+        resource = of_tags(self._outcome.patient, sections, existing, gone, self._now)
+        self.put(resource, stored, rules[-1])
 
     def _provenance(
         self, id: str, target: str, rule: str, canonical: str, sources: Sequence[str], trails: Sequence[Trail],
@@ -143,9 +153,7 @@ class _Writer:
             return False
         if put is None:
             return False
+        if self._book.deaf(put.stored.resource_type, cause):
+            put = replace(put, quiet=True)
         self.effects.puts.append(put)
         return True
-
-
-def tags_provenance_id(patient: str, rule: str) -> str:
-    return identity(patient, f"{rule}#tags/provenance")

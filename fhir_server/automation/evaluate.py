@@ -13,11 +13,12 @@ from zoneinfo import ZoneInfo
 
 from fhir_server.automation import scores
 from fhir_server.automation.chart import Chart, Reading
-from fhir_server.automation.facts import AHEAD, Facts, Moment, indexed
+from fhir_server.automation.facts import AHEAD, Facts, Moment
 from fhir_server.automation.follow_up import Activity, build, shown
 from fhir_server.automation.formulas import Formula
 from fhir_server.automation.plans import Action, Branch, Quiet, Rule, Trigger
 from fhir_server.automation.proposals import Decision, Interpretation, Propose, Tag
+from fhir_server.automation.requirements import indexed
 from fhir_server.automation.scores import Score
 from fhir_server.model.dates import interval
 

@@ -153,5 +153,14 @@ class Functions:
         """Rules whose answer for this patient is there and has not been taken."""
         return [url for (one, url), (_, future) in self._running.items() if one == patient and future.done()]
 
+    def drop(self, patient: str, rule: str) -> None:
+        """Nobody asks for this answer any more."""
+        self._running.pop((patient, rule), None)
+
+    @property
+    def busy(self) -> list[str]:
+        """Patients for whom a slow rule is at work, or has an answer that was not taken."""
+        return [patient for patient, _ in self._running]
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from fhir_server.automation.vocabulary import BASE
+from fhir_server.store.protocol import Key, Stored
 
 State = Literal["open", "closed", "withdrawn"]  # closed: by a person; withdrawn: by automation
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, BASE)
@@ -51,6 +52,7 @@ class Ledger(msgspec.Struct, omit_defaults=True):
     tags: dict[str, list[list[str]]] = {}  # rule url → [system, code, display]
     due: dict[str, int] = {}
     failures: dict[str, Failure] = {}
+    explained: bool = False  # there is a Provenance of the tags
 
     @property
     def next_due(self) -> int | None:
@@ -100,6 +102,8 @@ class Account:
     patient: str
     ledger: Ledger = field(default_factory=Ledger)
     body: bytes = b""
+    written: dict[Key, Stored] = field(default_factory=dict)  # versions we wrote while the patient was ours
+    suspect: bool = False  # something else than the ledger says was found: look before writing
 
     @classmethod
     def opened(cls, patient: str, body: bytes) -> Account:
@@ -107,4 +111,4 @@ class Account:
 
     def again(self) -> Account:
         """As it is in the database: what was decided since is forgotten."""
-        return Account.opened(self.patient, self.body)
+        return Account(self.patient, load(self.body), self.body, {}, True)

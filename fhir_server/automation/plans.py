@@ -12,10 +12,11 @@ from typing import Any
 
 from fhir_server.automation.chart import Reading
 from fhir_server.automation.definitions import Definitions, Wrong, compiled, duration, score_outcomes
-from fhir_server.automation.facts import BUILTINS, FactDefinition, Facts, Filter
+from fhir_server.automation.facts import BUILTINS, Facts
 from fhir_server.automation.follow_up import Activity, Dynamic, activity, dynamics
 from fhir_server.automation.formulas import Formula
 from fhir_server.automation.proposals import Proposal
+from fhir_server.automation.requirements import FactDefinition, Filter
 from fhir_server.automation.risk import RISK_SCORES
 from fhir_server.automation.vocabulary import Element, extension, extension_value, extensions, part, parts, value
 from fhir_server.errors import Issue, Unprocessable

@@ -10,7 +10,7 @@ from typing import Any
 
 from fhir_server.automation.ledger import identity
 from fhir_server.automation.proposals import Trail
-from fhir_server.automation.vocabulary import DEVICE, split_canonical, structure
+from fhir_server.automation.vocabulary import DEVICE, Element, split_canonical, structure, value
 from fhir_server.model.dates import instant
 from fhir_server.model.resource import Resource
 
@@ -21,6 +21,10 @@ MOST_SOURCES = 50
 
 def provenance_id(patient: str, slot: str, n: int) -> str:
     return identity(patient, f"{slot}/provenance", n)
+
+
+def tags_provenance_id(patient: str) -> str:
+    return identity(patient, "tags/provenance")
 
 
 def provenance(
@@ -36,7 +40,42 @@ def provenance(
     withdrawn: bool = False,
 ) -> Resource:
     """One Provenance a derived resource; its own history follows the resource's."""
-    url, version = split_canonical(rule)
+    entities = [_rule(rule, rule_id), *(_source(source) for source in sources[:MOST_SOURCES])]
+    return _resource(id, target, [rule], _told(rule, event, trails), entities, now, withdrawn)
+
+
+def section(rule: str, rule_id: str, event: str, sources: Sequence[str], trails: Iterable[Trail]) -> Element:
+    """What one rule has to say about the patient's tags."""
+    parts = _told(rule, event, trails)
+    parts += [{"url": structure("input"), "valueReference": {"reference": one}} for one in sources[:MOST_SOURCES]]
+    if rule_id:
+        parts.append({"url": structure("rule-id"), "valueString": rule_id})
+    return {"url": structure("rule-applied"), "extension": parts}
+
+
+def of_tags(
+    patient: str, sections: Iterable[Element], existing: Resource | None, gone: Iterable[str], now: int
+) -> Resource:
+    """The Provenance of all the patient's tags: `sections` take the place of those of the same rules; `gone` (urls) go."""
+    kept: dict[str, Element] = {}
+    for one in (*((existing or {}).get("extension", ())), *sections):
+        kept[split_canonical(str(value(one["extension"][0])))[0]] = one
+    for rule in gone:
+        kept.pop(rule, None)
+    entities: list[Any] = []
+    seen: dict[str, None] = {}
+    for one in kept.values():
+        parts = {part["url"]: value(part) for part in one["extension"]}
+        entities.append(_rule(str(parts[structure("rule")]), str(parts.get(structure("rule-id"), ""))))
+        seen.update((value(p)["reference"], None) for p in one["extension"] if p["url"] == structure("input"))
+    entities += [_source(reference) for reference in list(seen)[:MOST_SOURCES]]
+    rules = [str(value(one["extension"][0])) for one in kept.values()]
+    id = tags_provenance_id(patient)
+    made = _resource(id, f"Patient/{patient}", rules, list(kept.values()), entities, now, not kept)
+    return {name: content for name, content in made.items() if content}
+
+
+def _told(rule: str, event: str, trails: Iterable[Trail]) -> list[dict[str, Any]]:
     extension: list[dict[str, Any]] = [
         {"url": structure("rule"), "valueCanonical": rule},
         {"url": structure("event"), "valueString": event},
@@ -48,26 +87,31 @@ def provenance(
                 parts.append({"url": "saw", "valueString": saw})
             parts.append({"url": "result", "valueBoolean": result})
             extension.append({"url": structure("condition-seen"), "extension": parts})
-    entities: list[dict[str, Any]] = [
-        {
-            "role": "derivation",
-            "what": {
-                "reference": f"PlanDefinition/{rule_id}" if rule_id else None,
-                "identifier": {"system": "urn:ietf:rfc:3986", "value": url},
-                "display": f"version {version}" if version else url,
-            },
-        }
-    ]
-    entities += [{"role": "source", "what": {"reference": source}} for source in sources[:MOST_SOURCES]]
-    if not rule_id:
-        del entities[0]["what"]["reference"]
+    return extension
+
+
+def _rule(rule: str, rule_id: str) -> dict[str, Any]:
+    url, version = split_canonical(rule)
+    what: dict[str, Any] = {"reference": f"PlanDefinition/{rule_id}"} if rule_id else {}
+    what["identifier"] = {"system": "urn:ietf:rfc:3986", "value": url}
+    what["display"] = f"version {version}" if version else url
+    return {"role": "derivation", "what": what}
+
+
+def _source(reference: str) -> dict[str, Any]:
+    return {"role": "source", "what": {"reference": reference}}
+
+
+def _resource(
+    id: str, target: str, rules: list[str], extension: list[Any], entities: list[Any], now: int, withdrawn: bool
+) -> Resource:
     return {
         "resourceType": "Provenance",
         "id": id,
         "extension": extension,
         "target": [{"reference": target}],
         "recorded": instant(now),
-        "policy": [rule],
+        "policy": rules,
         "activity": {"coding": [{"system": _ACTIVITY, "code": "ABORT" if withdrawn else "DERIVE"}]},
         "agent": [
             {

@@ -47,6 +47,7 @@ class Change:
     key: Key
     rule: str  # canonical with version
     proposal: Propose | None
+    fresh: bool = False  # nothing can be there yet, as far as the ledger knows
 
 
 def reconcile(patient: str, decision: Decision, ledger: Ledger, now: int) -> list[Change]:
@@ -77,11 +78,13 @@ def _wanted(patient: str, key: str, proposal: Propose, decision: Decision, ledge
     if slot is not None and slot.resource_type != resource_type:  # the definition now makes something else
         slot = None
     content = digest(proposal)
+    fresh = False
     if slot is None:
         if not proposal.raises:
             return None
         slot = Slot(decision.rule, proposal.action, proposal.scope, resource_type, begun=now)
         ledger.slots[key] = slot
+        fresh = True
     elif slot.state == "open":
         if slot.hash == content:
             return None
@@ -93,10 +96,10 @@ def _wanted(patient: str, key: str, proposal: Propose, decision: Decision, ledge
         newer = (proposal.focus_at, proposal.focus) > (slot.focus_at, slot.focus)
         if not proposal.raises or not newer:
             return None
-        slot.n, slot.begun, slot.status = slot.n + 1, now, ""
+        slot.n, slot.begun, slot.status, fresh = slot.n + 1, now, "", True
     slot.state, slot.hash = "open", content
     slot.focus, slot.focus_at = proposal.focus, proposal.focus_at
-    return Change(slot, (resource_type, identity(patient, key, slot.n)), decision.canonical, proposal)
+    return Change(slot, (resource_type, identity(patient, key, slot.n)), decision.canonical, proposal, fresh)
 
 
 def digest(proposal: Propose) -> str:

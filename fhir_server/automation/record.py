@@ -9,9 +9,11 @@ from typing import Any
 
 from fhir_server.automation.chart import Chart, Reading
 from fhir_server.automation.definitions import Definitions
-from fhir_server.automation.facts import FactDefinition, Found, Moment
+from fhir_server.automation.facts import Moment
+from fhir_server.automation.requirements import FactDefinition
 from fhir_server.automation.risk.specification import specification
 from fhir_server.automation.scores import Score
+from fhir_server.automation.values import Found
 from fhir_server.interactions import read
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.search import run

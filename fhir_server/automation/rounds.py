@@ -77,6 +77,7 @@ class Outcome:
     woken: dict[str, Woken] = field(default_factory=dict)  # by rule url
     failed: list[tuple[str, str]] = field(default_factory=list)  # (rule url, error)
     deferred: list[str] = field(default_factory=list)  # rules that are worked out elsewhere
+    explained: bool = False  # there was a Provenance of the tags before
 
     @property
     def empty(self) -> bool:
@@ -192,7 +193,7 @@ def run(
     The chart gets what is derived, so that it must be given up if the outcome is not committed.
     """
     ledger = account.ledger
-    outcome = Outcome(chart.id)
+    outcome = Outcome(chart.id, explained=ledger.explained)
     queue = dict(woken)
 
     def begun(rule: str, action: str) -> tuple[int, str] | None:
@@ -262,6 +263,7 @@ def _conclude(
             outcome.interpreted[observation.key] = (resource, decision.rule)
     if take_tags(decision, ledger):
         outcome.retagged.append(decision.rule)
+        ledger.explained = True
         wakes |= book.woken_by_tags()
         situation.tagged(_tags(chart, ledger))
     if any(change.key[0] in ("Observation", "RiskAssessment") for change in changes):

@@ -13,10 +13,11 @@ from fhir_server.automation.risk import RISK_SCORES
 from fhir_server.automation.risk.specification import specification
 from fhir_server.automation.scores import Score
 from fhir_server.automation.terms import Code
+from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.errors import FhirError
 from fhir_server.model.dates import DAY
 from fhir_server.model.resource import Resource
-from fhir_server.store.protocol import Event
+from fhir_server.store.protocol import Cause
 
 Wake = tuple[str, Code | None]  # (type, code); None: whatever its code
 TAGS: Code = ("", "tags")  # stands for the patient's tags, which automation itself changes
@@ -120,20 +121,21 @@ class Rulebook:
             found |= self._wakes.get((resource_type, code), set())
         return found
 
-    def deaf(self, event: Event) -> bool:
+    def deaf(self, resource_type: str, cause: Cause) -> bool:
         """Whether a change that automation made concerns no rule: known without looking at the resource.
 
         What a rule derives was seen by the rules after it in the round that derived it.
         """
-        url = event.cause.rule.partition("|")[0]
-        position = self.position.get(url)
+        if cause.agent != DEVICE:
+            return False
+        position = self.position.get(cause.rule.partition("|")[0])
         if position is None:
             return False
-        if event.resource_type == "Patient":
+        if resource_type == "Patient":
             return not any(one <= position for one in self.woken_by_tags())
-        if event.resource_type == "Observation" and not self._derives[position]:
+        if resource_type == "Observation" and not self._derives[position]:
             return True  # we only said how it reads
-        return event.resource_type not in self.needs
+        return resource_type not in self.needs
 
     def woken_by_tags(self) -> set[int]:
         return self._wakes.get(("Patient", TAGS), set())

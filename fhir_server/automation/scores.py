@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from fhir_server.automation.facts import FactDefinition, Facts
+from fhir_server.automation.facts import Facts
+from fhir_server.automation.requirements import FactDefinition
 from fhir_server.automation.risk.assessment import InvalidInput, MissingInput, OutOfRange, Result, compute, plain
 from fhir_server.automation.risk.specification import METHODS, Specification
 from fhir_server.automation.vocabulary import BASE, TRANSLATION

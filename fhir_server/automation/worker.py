@@ -23,11 +23,12 @@ from fhir_server.automation.definitions import Definitions, version_key
 from fhir_server.automation.hooks import Functions
 from fhir_server.automation.ledger import Account, Slot, dump
 from fhir_server.automation.metrics import Metrics
+from fhir_server.automation.news import News
 from fhir_server.automation.plans import Rule
 from fhir_server.automation.plans import check as check_plan
+from fhir_server.automation.reconcile import WITHDRAWN
 from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, Woken, run, wake
 from fhir_server.automation.rulebook import Rulebook
-from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.errors import FhirError, Issue
 from fhir_server.interactions.context import Server
 from fhir_server.interactions.write import commit
@@ -42,8 +43,9 @@ LEASE = 4_000  # ms; renewed by every commit, so that a crash blocks a patient n
 LANES = 2
 BATCH = 64  # patients in one batch
 POLL = 1.0  # seconds
-HUSH = 0.05  # seconds between two looks at events of our own that concern no rule
 DEFINITIONS = ("PlanDefinition", "ActivityDefinition", "Library", "ValueSet")
+MOST_HELD = 3_000  # patients of whom is remembered what was written
+REMEMBERED = frozenset({*WITHDRAWN, "Provenance"})
 NO_PATIENT = ""  # stands for events of no patient
 
 log = logging.getLogger(__name__)
@@ -98,8 +100,8 @@ class Worker:
         self._accounts: dict[str, Account] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._quiet: list[Event] = []  # events of our own that concern no rule
-        self._acts = False
+        self._news = News()
+        self._suspects: set[str] = set()  # patients of whom something else was found than their ledger says
         self._stale = False
         self._seen = -1
 
@@ -114,18 +116,16 @@ class Worker:
 
     def start(self, *, act: bool = True) -> None:
         """Runs until `stop`; hears of this process's commits at once. Without `act` it only keeps its rules up to date."""
-        self.server.committed.append(self.notify)
+        self.server.written.append(self.written)
         loops = [self._keep_rules()]
-        self._acts = act
         if act:
             loops += [*(self._lane() for _ in range(self._lanes)), self._sweep(), self._watch(), self._clock()]
-            loops.append(self._hush())
             loops.append(self.backfills.resume())
         self._tasks = [asyncio.create_task(one) for one in loops]
 
     async def stop(self) -> None:
-        if self.notify in self.server.committed:
-            self.server.committed.remove(self.notify)
+        if self.written in self.server.written:
+            self.server.written.remove(self.written)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -158,15 +158,28 @@ class Worker:
 
     # What there is to do
 
-    def notify(self, events: Sequence[Event]) -> None:
-        """Called after every commit in this process."""
-        for event in events:
-            if self._acts and event.cause.agent == DEVICE and self.book.deaf(event):
-                self._quiet.append(event)
-            else:
-                self._mark(event.patients or (NO_PATIENT,))
+    def written(self, puts: Sequence[Put], events: Sequence[Event]) -> None:
+        """Called after every commit in this process: what happened need not be read back."""
+        for put, event in zip(puts, events, strict=True):
             if event.resource_type in DEFINITIONS:
                 self._stale = True
+            if put.quiet:
+                continue
+            patients = event.patients or (NO_PATIENT,)
+            for patient in patients:
+                self._news.add(patient, Happening(event, put.stored, put.previous))
+            self._mark(patients)
+
+    def notify(self, events: Sequence[Event]) -> None:
+        """These events are in the outbox."""
+        for event in events:
+            self._look(event.patients or (NO_PATIENT,))
+
+    def _look(self, patients: Iterable[str]) -> None:
+        """There may be more about these patients than we were told."""
+        patients = list(patients)
+        self._news.look(patients)
+        self._mark(patients)
 
     def _mark(self, patients: Iterable[str]) -> None:
         self._dirty.update(dict.fromkeys(patients))
@@ -186,7 +199,7 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        return not self._dirty and not self._busy and not self._quiet
+        return not self._dirty and not self._busy
 
     async def _lane(self) -> None:
         while True:
@@ -219,7 +232,7 @@ class Worker:
         """The safety net: what nobody told us of."""
         while True:
             try:
-                self._mark(await self.outbox.waiting())
+                self._look(await self.outbox.waiting())
             except asyncio.CancelledError:
                 raise
             except Exception as error:
@@ -252,22 +265,8 @@ class Worker:
         """Commits of other processes. Where the process that commits has a worker of its own, that one is faster."""
         while True:
             async for patients in self.outbox.watch(self._own_events):
-                self._mark(patient for patient in patients if patient not in self._busy)
+                self._look(patients)
             await asyncio.sleep(self._poll)
-
-    async def _hush(self) -> None:
-        """Drops what concerns no rule, many at a time."""
-        while True:
-            await asyncio.sleep(HUSH)
-            quiet, self._quiet = self._quiet, []
-            if not quiet:
-                continue
-            try:
-                await self.outbox.done(
-                    [(event, patient) for event in quiet for patient in event.patients or (NO_PATIENT,)]
-                )
-            except Exception as error:  # they are found again by the next sweep
-                log.info("events that are done stay for a while: %s", error)
 
     async def _clock(self) -> None:
         """Due times become events."""
@@ -283,16 +282,19 @@ class Worker:
     async def tick(self) -> int:
         """Fires what is due now; how many patients that concerns."""
         patients = await self.ledgers.fire(self.outbox, self._now(), TIMER_EVENT)
-        self._mark(patients)
+        self._look(patients)
         return len(patients)
 
     async def settle(self) -> None:
         """Works until nothing is waiting, without the loops of `start`. For tests and the command line."""
-        while patients := await self.outbox.waiting():
+        while patients := await self.outbox.waiting() or self._functions.busy:
             if self._stale:
                 await self.reload()
+            self._news.look(patients)
             for start in range(0, len(patients), BATCH):
                 await self.work(patients[start : start + BATCH])
+            if self._functions.busy:
+                await asyncio.sleep(0.01)
 
     def _now(self) -> int:
         return milliseconds(self.server.now())
@@ -301,6 +303,7 @@ class Worker:
         """What is kept of these patients may be old."""
         gone = list(patients)
         self._charts.forget(gone)
+        self._news.look(gone)
         for patient in gone:
             self._accounts.pop(patient, None)
             self._held.pop(patient, None)
@@ -315,43 +318,70 @@ class Worker:
             await self._batch(patients)
         except (Changed, Taken):
             self.forget(patients)
-            if len(patients) == 1:
-                raise
+            self._suspects.update(patients)
             for patient in patients:
                 try:
                     await self._batch([patient])
                 except (Changed, Taken):
                     self.forget([patient])
+                    self._suspects.add(patient)
+                    if len(patients) == 1:
+                        raise
                     self._mark([patient])
 
     async def _batch(self, patients: Sequence[str]) -> None:
-        events = await self.outbox.pending(patients)
-        deaf = [event for event in events if event.cause.agent == DEVICE and self.book.deaf(event)]
-        if deaf:
-            await self.outbox.done([(event, patient) for event in deaf for patient in event.patients or (NO_PATIENT,)])
-            gone = {event.id for event in deaf}
-            events = [event for event in events if event.id not in gone]
+        told = self._news.take(patients)
+        unsure = [patient for patient in patients if told[patient] is None or not self._is_ours(patient)]
+        events = await self._pending(unsure) if unsure else []
         by_patient: dict[str, list[Event]] = {patient: [] for patient in patients}
         for event in events:
             for patient in event.patients or (NO_PATIENT,):
                 if patient in by_patient:
                     by_patient[patient].append(event)
-        waiting = [one for one in patients if one and (by_patient[one] or self._functions.waiting(one))]
         if by_patient.get(NO_PATIENT):
             await self.outbox.done([(event, NO_PATIENT) for event in by_patient[NO_PATIENT]])
+        sure = {one: told[one] or [] for one in patients if one and one not in unsure}
+        waiting = [
+            one for one in patients if one and (by_patient[one] or sure.get(one) or self._functions.waiting(one))
+        ]
         if not waiting:
             return
         held = await self._hold(waiting)
-        ours = [event for event in events if not held.isdisjoint(event.patients)]
         now = self._now()
-        charts, happenings = await self._charts.open(self.book, sorted(held), ours, now)
         of: dict[str, list[Happening]] = {patient: [] for patient in held}
-        for happening in happenings:
-            for patient in happening.event.patients:
-                if patient in of:
-                    of[patient].append(happening)
+        charts: dict[str, Chart] = {}
+        cold = []
+        for patient in sorted(held):
+            chart = self._charts.kept(patient)
+            if patient in sure and chart is not None:
+                charts[patient], of[patient] = chart, sure[patient]
+            else:
+                cold.append(patient)
+        if cold:
+            ours = [event for event in events if not set(cold).isdisjoint(event.patients)]
+            ours += [happening.event for one in cold for happening in sure.get(one, ())]
+            opened, happenings = await self._charts.open(self.book, cold, ours, now)
+            charts.update(opened)
+            for happening in happenings:
+                for patient in happening.event.patients:
+                    if patient in opened:
+                        of[patient].append(happening)
         rounds = [self._round(charts[patient], of[patient], now) for patient in sorted(held)]
         await self._finish(rounds, charts, of, now)
+
+    def _is_ours(self, patient: str) -> bool:
+        return self._held.get(patient, 0) > time.time_ns() // 1_000_000 + self._lease // 4
+
+    async def _pending(self, patients: Sequence[str]) -> list[Event]:
+        """What the outbox holds of these patients, but for what concerns no rule: that is dropped."""
+        events = await self.outbox.pending(patients)
+        self._news.seen(events)
+        deaf = [event for event in events if self.book.deaf(event.resource_type, event.cause)]
+        if deaf:
+            await self.outbox.done([(event, one) for event in deaf for one in event.patients or (NO_PATIENT,)])
+            gone = {event.id for event in deaf}
+            events = [event for event in events if event.id not in gone]
+        return events
 
     async def _hold(self, patients: Sequence[str]) -> set[str]:
         """Those of the patients whose lease is ours, with their ledgers in hand."""
@@ -367,11 +397,13 @@ class Worker:
                     self._held[patient] = until
                     known = self._accounts.get(patient)
                     if known is None or known.body != found[patient]:
-                        self._accounts[patient] = Account.opened(patient, found[patient])
+                        account = self._accounts[patient] = Account.opened(patient, found[patient])
+                        account.suspect = patient in self._suspects
+                        self._suspects.discard(patient)
                         self._charts.forget([patient])
                 else:
                     self.forget([patient])
-        if len(self._held) > 20_000:
+        if len(self._held) > MOST_HELD:
             self._trim(clock)
         return {patient for patient in patients if patient in self._held and patient in self._accounts}
 
@@ -382,10 +414,17 @@ class Worker:
         self, chart: Chart, happenings: Sequence[Happening], now: int, failed: dict[str, str] | None = None
     ) -> Outcome:
         account = self._accounts[chart.id]
+        for happening in happenings:  # somebody else wrote what we wrote before
+            key = (happening.event.resource_type, happening.event.resource_id)
+            known = account.written.get(key)
+            if known is not None and happening.now is not None and happening.now.version > known.version:
+                account.written[key] = happening.now
         woken = wake(self.book, chart, account.ledger, happenings, now)
         for url in self._functions.waiting(chart.id):
             if url in self.book.position:
                 woken.setdefault(self.book.position[url], Woken(None)).foci = None
+            else:
+                self._functions.drop(chart.id, url)
         retired = [one.event.resource_id for one in happenings
                    if one.event.resource_type == RULE_EVENT and one.event.resource_id not in self.book.position]  # fmt: skip
         times = [one.event.updated for one in happenings if not one.event.resource_type.startswith("$")]
@@ -401,13 +440,20 @@ class Worker:
     async def _finish(
         self, rounds: Sequence[Outcome], charts: dict[str, Chart], of: dict[str, list[Happening]], now: int
     ) -> None:
-        keys = [key for outcome in rounds for key in made.keys(outcome)]
-        current: dict[Key, Stored] = (await fetch(self._database, keys=keys))[1] if keys else {}
+        keys: list[Key] = []
+        current: dict[Key, Stored] = {}
+        for outcome in rounds:
+            account = self._accounts[outcome.patient]
+            keys += made.keys(outcome, account)
+            current.update(account.written)
+        if keys:
+            current.update((await fetch(self._database, keys=keys))[1])
         puts: list[Put] = []
         quiet: list[tuple[Event, str]] = []
         loud: list[tuple[Event, str]] = []
         entries: list[Entry] = []
         written: list[tuple[str, str]] = []
+        fresh: dict[str, dict[Key, Stored]] = {}
         for first in rounds:
             patient = first.patient
             outcome, effects = await self._effects(first, charts, of[patient], current, now)
@@ -422,6 +468,11 @@ class Worker:
             loud += events
             entries.append(Entry(patient, body, account.ledger.next_due, account.ledger.dead))
             puts += effects.puts
+            fresh[patient] = {
+                (put.stored.resource_type, put.stored.id): put.stored
+                for put in effects.puts
+                if put.stored.resource_type in REMEMBERED
+            }
             written += effects.written
         if entries:
             until = time.time_ns() // 1_000_000 + self._lease
@@ -430,7 +481,9 @@ class Worker:
                 extras.append(self.outbox.acknowledge(loud))
             await commit(self.server, puts, extras)
             for entry in entries:
-                self._accounts[entry.patient].body = entry.body
+                account = self._accounts[entry.patient]
+                account.body, account.suspect = entry.body, False
+                account.written.update(fresh[entry.patient])
                 self._held[entry.patient] = until
         if quiet:
             await self.outbox.done(quiet)
@@ -461,7 +514,7 @@ class Worker:
             opened, _ = await self._charts.open(self.book, [patient], [], now)
             charts[patient] = opened[patient]
             outcome = self._round(charts[patient], happenings, now, failed)
-            current.update((await fetch(self._database, keys=made.keys(outcome)))[1])
+            current.update((await fetch(self._database, keys=made.keys(outcome, account)))[1])
         raise RuntimeError(f"the rules of Patient/{outcome.patient} come to no conclusion")
 
     def _note(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fhir_server.auth.policy import Policy, Principal
 from fhir_server.search.registry import Registry
-from fhir_server.store.protocol import Cause, Event, Store
+from fhir_server.store.protocol import Cause, Event, Put, Store
 
 if TYPE_CHECKING:
     from fhir_server.settings import Settings
@@ -28,6 +28,9 @@ class Server:
     now: Callable[[], datetime]  # aware, UTC
     new_id: Callable[[], str]
     committed: list[Callable[[list[Event]], None]] = field(default_factory=list)  # told after each commit, in process
+    written: list[Callable[[Sequence[Put], list[Event]], None]] = field(
+        default_factory=list
+    )  # told as well, with the versions
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     rooms: dict[str, Any] = field(default_factory=dict)  # collaborators of upper layers, by their module's name
 

@@ -324,4 +324,6 @@ async def commit(server: Server, puts: Sequence[Put], extras: Sequence[Extra] = 
     events = await server.store.commit(puts, extras)
     for tell in server.committed:
         tell(events)
+    for show in server.written:
+        show(puts, events)
     return events

@@ -5,14 +5,13 @@ What is told is what was seen then: it is read from the Provenance that was writ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fhir_server.automation import worker_of
-from fhir_server.automation.effects import tags_provenance_id
-from fhir_server.automation.provenance import provenance_id
+from fhir_server.automation.provenance import provenance_id, tags_provenance_id
 from fhir_server.automation.tags import set_by_rule
-from fhir_server.automation.vocabulary import IDENTIFIERS, split_canonical, structure
+from fhir_server.automation.vocabulary import IDENTIFIERS, split_canonical, structure, value
 from fhir_server.errors import NotFound
 from fhir_server.interactions import read
 from fhir_server.interactions.call import Answer, Call, parameters
@@ -26,50 +25,60 @@ async def explain(server: Server, context: Context, call: Call) -> Answer:
     stored = await read.read(server, context, resource_type, id)
     resource = load(stored.raw)
     parts: list[dict[str, Any]] = []
-    for provenance, tag in _provenances(resource):
-        found = await server.store.read("Provenance", provenance)
+    for id_ in _provenances(resource):
+        found = await server.store.read("Provenance", id_)
         if found is not None and not found.deleted:
-            parts.append({"name": "explanation", "part": list(_told(server, load(found.raw), tag))})
+            provenance = load(found.raw)
+            for section in _sections(provenance):
+                told = list(_told(server, section, provenance, _tags_of(resource, section)))
+                parts.append({"name": "explanation", "part": told})
     if not parts:
         raise NotFound(f"{resource_type}/{id} was not derived by a rule of this server")
     return Answer(body=dump(parameters(*parts)))
 
 
-def _provenances(resource: Resource) -> Iterator[tuple[str, str]]:
-    """(id of a Provenance, the tag it is about or an empty text)."""
+def _provenances(resource: Resource) -> Iterator[str]:
+    """Ids of the Provenances that were written with it."""
     if resource["resourceType"] == "Patient":
-        rules: dict[str, list[str]] = {}
-        for tag in resource.get("meta", {}).get("tag", ()):
-            if set_by_rule(tag):
-                rules.setdefault(split_canonical(set_by_rule(tag))[0], []).append(str(tag.get("code")))
-        for rule, codes in rules.items():
-            yield tags_provenance_id(resource["id"], rule), ", ".join(codes)
+        yield tags_provenance_id(resource["id"])
         return
     identifiers = resource.get("identifier", [])
     for identifier in identifiers if isinstance(identifiers, list) else [identifiers]:
         if identifier.get("system") == IDENTIFIERS:
             slot, patient, n = str(identifier["value"]).rsplit("|", 2)
-            yield provenance_id(patient, slot, int(n)), ""
+            yield provenance_id(patient, slot, int(n))
 
 
-def _told(server: Server, provenance: Resource, tag: str) -> Iterator[dict[str, Any]]:
-    seen: list[dict[str, Any]] = []
-    rule = event = ""
-    for extension in provenance.get("extension", ()):
-        url = extension["url"]
-        if url == structure("rule"):
-            rule = extension["valueCanonical"]
-        elif url == structure("event"):
-            event = extension["valueString"]
-        elif url == structure("condition-seen"):
-            seen.append({one["url"]: one.get("valueString", one.get("valueBoolean")) for one in extension["extension"]})
+def _sections(provenance: Resource) -> list[Sequence[Any]]:
+    """The extensions of each rule that has something to say."""
+    sections = [one["extension"] for one in provenance.get("extension", ()) if one["url"] == structure("rule-applied")]
+    return sections or ([provenance["extension"]] if "extension" in provenance else [])
+
+
+def _tags_of(resource: Resource, section: Sequence[Any]) -> str:
+    rule = split_canonical(_values(section, "rule")[0])[0]
+    tags = resource.get("meta", {}).get("tag", ())
+    return ", ".join(str(tag.get("code")) for tag in tags if split_canonical(set_by_rule(tag))[0] == rule)
+
+
+def _values(section: Sequence[Any], name: str) -> list[Any]:
+    return [value(one) for one in section if one["url"] == structure(name)]
+
+
+def _told(server: Server, section: Sequence[Any], provenance: Resource, tags: str) -> Iterator[dict[str, Any]]:
+    rule, event = _values(section, "rule")[0], _values(section, "event")[0]
+    seen = [
+        {one["url"]: value(one) for one in part["extension"]}
+        for part in section
+        if part["url"] == structure("condition-seen")
+    ]
     url, version = split_canonical(rule)
     known = worker_of(server).book.by_url.get(url)
     title = known.title if known is not None else url
     yield {"name": "rule", "valueCanonical": rule}
     yield {"name": "title", "valueString": title}
-    if tag:
-        yield {"name": "tag", "valueString": tag}
+    if tags:
+        yield {"name": "tag", "valueString": tags}
     yield {"name": "version", "valueString": version or "none"}
     yield {"name": "event", "valueString": event}
     yield {"name": "recorded", "valueInstant": provenance["recorded"]}
@@ -79,9 +88,10 @@ def _told(server: Server, provenance: Resource, tag: str) -> Iterator[dict[str, 
             part.append({"name": "saw", "valueString": one["saw"]})
         part.append({"name": "result", "valueBoolean": one["result"]})
         yield {"name": "condition", "part": part}
-    for entity in provenance.get("entity", ()):
-        if entity.get("role") == "source":
-            yield {"name": "input", "valueReference": entity["what"]}
+    inputs = _values(section, "input") or [
+        entity["what"] for entity in provenance.get("entity", ()) if entity.get("role") == "source"
+    ]
+    yield from ({"name": "input", "valueReference": what} for what in inputs)
     ended = any(c.get("code") == "ABORT" for c in provenance.get("activity", {}).get("coding", ()))
     lines = [f"{title} (version {version or 'none'}) {'withdrew it' if ended else 'says so'} because:"]
     lines += [f"- {one['expression']} is {str(one['result']).lower()}{_saw(one)}" for one in seen]

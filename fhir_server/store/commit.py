@@ -149,7 +149,12 @@ class Committer:
                 raise Changed([(name, str(operation._filter[d.ID])) for operation in operations])
         if history:
             await self._insert(session, d.HISTORY, history)
-        outbox = [d.event(event) for own in events for event in own]
+        outbox = [
+            d.event(event)
+            for (puts, _), own in zip(works, events, strict=True)
+            for put, event in zip(puts, own, strict=True)
+            if not put.quiet
+        ]
         if outbox:
             await self._insert(session, d.OUTBOX, outbox)
         for _, extras in works:

@@ -56,6 +56,7 @@ class Put:
     previous: Stored | None = None
     claim: Claim | None = None
     cause: Cause = Cause()
+    quiet: bool = False  # automation's own, and known to concern no rule: no event is kept in the outbox
 
 
 @dataclass(frozen=True, slots=True)
