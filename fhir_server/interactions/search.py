@@ -55,7 +55,7 @@ async def search(server: Server, context: Context, resource_type: str | None, pa
     """A searchset Bundle."""
     if resource_type is not None:
         check_type(resource_type)
-    query = _parse(server, context, resource_type, pairs)
+    query = await _parse(server, context, resource_type, pairs)
     return await _bundle(server, context, query, resource_type or "")
 
 
@@ -65,7 +65,7 @@ async def compartment(server: Server, context: Context, name: str, id: str, reso
         check_type(name)
         raise BadRequest(f"There is no {name} compartment; there are those of {', '.join(sorted(COMPARTMENTS))}")
     wanted = None if resource_type == "*" else check_type(resource_type)
-    query = _parse(server, context, wanted, pairs, (name, check_id(id)))
+    query = await _parse(server, context, wanted, pairs, (name, check_id(id)))
     return await _bundle(server, context, query, f"{name}/{id}/{resource_type}")
 
 
@@ -116,19 +116,28 @@ def _criteria(server: Server, context: Context, resource_type: str, criteria: Pa
     return query
 
 
-def _parse(
+async def _parse(
     server: Server, context: Context, resource_type: str | None, pairs: Pairs, within: tuple[str, str] | None = None
 ) -> Query:
-    return parse(
-        resource_type,
-        pairs,
-        registry=server.registry,
-        lenient=context.lenient,
-        compartment=within,
-        default_count=server.settings.default_page,
-        most_count=server.settings.max_page,
-        base=context.base,
-    )
+    def parsed() -> Query:
+        return parse(
+            resource_type,
+            pairs,
+            registry=server.registry,
+            lenient=context.lenient,
+            compartment=within,
+            default_count=server.settings.default_page,
+            most_count=server.settings.max_page,
+            base=context.base,
+        )
+
+    try:
+        return parsed()
+    except BadRequest:
+        # Another process may have been given, or have indexed, the parameter a moment ago.
+        if not await server.rooms["search-parameters"].look():
+            raise
+        return parsed()
 
 
 async def _bundle(server: Server, context: Context, query: Query, path: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from fhir_server.store.protocol import Event, Store
 
 SETTING = "search-parameters"  # {"ready": {url: fingerprint}}
 INTERVAL = 5.0  # seconds between looks at what other processes did
+PATIENCE = 0.2  # seconds between looks that searches with strange parameters cause
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class CustomParameters:
         self._lock = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._looked = 0.0
 
     async def open(self, interval: float = INTERVAL) -> None:
         """Loads what is there and goes on watching until `close`."""
@@ -50,9 +53,18 @@ class CustomParameters:
         if any(event.resource_type == "SearchParameter" for event in events):
             self._wake.set()
 
+    async def look(self) -> bool:
+        """Whether there is news now: asked when a search uses a parameter that is unknown or not indexed."""
+        if time.monotonic() - self._looked < PATIENCE:
+            return False
+        before = self._registry.version
+        await self.refresh()
+        return self._registry.version != before
+
     async def refresh(self) -> None:
         """The registry as the stored resources and the last reindex want it."""
         async with self._lock:
+            self._looked = time.monotonic()
             wanted = await self._wanted()
             ready = await ready_parameters(self._store)
             for url in set(self._known) - set(wanted):
