@@ -15,7 +15,7 @@ from fhir_server.automation.facts import FactDefinition, Facts, Filter
 from fhir_server.automation.plans import Rule, Trigger
 from fhir_server.automation.proposals import Decision, Interpretation, Proposal, Tag
 from fhir_server.automation.proposals import Propose as _Propose
-from fhir_server.automation.rounds import Deferred
+from fhir_server.automation.rounds import PATIENCE, Deferred
 from fhir_server.automation.terms import Codes
 from fhir_server.model.dates import DAY
 from fhir_server.model.resource import Resource
@@ -123,7 +123,7 @@ class Functions:
     def __init__(self, ready: Callable[[str], None]) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="hook")
         self._ready = ready
-        self._running: dict[tuple[str, str], tuple[int, Future[Decision]]] = {}
+        self._running: dict[tuple[str, str], tuple[int, Future[Decision], float]] = {}
         self._slow: dict[str, float] = {}
 
     def call(self, rule: Rule, situation: Situation, foci: frozenset[str] | None) -> Decision:
@@ -133,9 +133,12 @@ class Functions:
         key = (situation.chart.id, rule.url)
         version = situation.chart.version
         known = self._running.pop(key, None)
-        if known is not None and known[0] == version:
-            if not known[1].done():
+        if known is not None and not known[1].done():
+            if time.monotonic() - known[2] > PATIENCE / 1000:
                 raise TimeoutError("the rule did not finish in time")
+            self._running[key] = known  # its answer will be too old by then, and asked for again
+            raise Deferred
+        if known is not None and known[0] == version:
             return known[1].result()
         future = self._pool.submit(evaluate, rule, situation, foci)
         if self._slow.get(rule.url, 0.0) < time.monotonic():
@@ -145,13 +148,13 @@ class Functions:
                 if future.done():  # the rule's own TimeoutError
                     raise
                 self._slow[rule.url] = time.monotonic() + SLOW_FOR
-        self._running[key] = (version, future)
+        self._running[key] = (version, future, time.monotonic())
         future.add_done_callback(lambda _: self._ready(situation.chart.id))
         raise Deferred
 
     def waiting(self, patient: str) -> list[str]:
         """Rules whose answer for this patient is there and has not been taken."""
-        return [url for (one, url), (_, future) in self._running.items() if one == patient and future.done()]
+        return [url for (one, url), (_, future, _) in self._running.items() if one == patient and future.done()]
 
     def drop(self, patient: str, rule: str) -> None:
         """Nobody asks for this answer any more."""

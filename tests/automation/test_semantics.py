@@ -435,7 +435,7 @@ async def test_11_a_rule_that_sleeps_holds_nobody_up(hooks: Hooks) -> None:
     @api.rule(
         url="https://example.org/rules/sleeps",
         version="1.0.0",
-        facts=[api.Fact("bp", codes=["http://loinc.org|85354-9"])],
+        facts=[api.Fact("bp", codes=["http://loinc.org|85354-9"], component="http://loinc.org|8480-6")],
     )
     def sleeps(facts: Facts) -> Any:
         if facts.find("bp").sources:
