@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fhir_server.auth.principal import Principal
-from fhir_server.automation.cases import BadCase, Case, Verdict, cases
+from fhir_server.automation.cases import Case, Verdict, cases
 from fhir_server.automation.cases import run as play
 from fhir_server.automation.definitions import Definitions, version_key
+from fhir_server.automation.drafts import BadCase
 from fhir_server.automation.plans import check as check_plan
 from fhir_server.automation.plans import is_rule
 from fhir_server.automation.report import report as markdown
