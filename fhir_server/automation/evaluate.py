@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import Any, Protocol
-from zoneinfo import ZoneInfo
 
 from fhir_server.automation import scores
 from fhir_server.automation.chart import Chart, Reading
-from fhir_server.automation.facts import AHEAD, Facts, Moment
-from fhir_server.automation.follow_up import Activity, build, shown
+from fhir_server.automation.due import minute, next_period, out_of
+from fhir_server.automation.facts import Facts, Moment
+from fhir_server.automation.foci import candidates, newest
+from fhir_server.automation.foci import foci as foci_of
+from fhir_server.automation.follow_up import Activity, build
 from fhir_server.automation.formulas import Formula
-from fhir_server.automation.plans import Action, Branch, Quiet, Rule, Trigger
+from fhir_server.automation.plans import Action, Branch, Rule
 from fhir_server.automation.proposals import Decision, Interpretation, Propose, Tag
-from fhir_server.automation.requirements import indexed
 from fhir_server.automation.scores import Score
+from fhir_server.automation.trails import Trail
 from fhir_server.model.dates import interval
 
 
@@ -63,34 +64,6 @@ class Situation:
         self._moments.clear()
 
 
-class Trail:
-    """The conditions on the way to a conclusion, with the facts they saw."""
-
-    __slots__ = ("_facts", "_steps")
-
-    def __init__(self, facts: Facts, steps: Iterable[tuple[Formula | str, bool]]) -> None:
-        self._facts = facts
-        self._steps = tuple(steps)
-
-    def lines(self) -> list[tuple[str, str, bool]]:
-        lines = []
-        for step, result in self._steps:
-            if isinstance(step, str):
-                lines.append((step, "", result))
-                continue
-            saw = ", ".join(f"{name} = {_text(self._facts.variable(name))}" for name in step.names)
-            lines.append((step.text, saw, result))
-        return lines
-
-
-def _text(value: Any) -> str:
-    if value is None or value == []:
-        return "nothing"
-    if isinstance(value, list):
-        return "[" + ", ".join(shown(item) for item in value) + "]" if len(value) > 1 else shown(value[0])
-    return shown(value)
-
-
 def evaluate(rule: Rule, situation: Situation, foci: frozenset[str] | None = None) -> Decision:
     """What `rule` says. `foci`: for rules by focus, the references to look at; None for every one in the chart.
 
@@ -105,7 +78,7 @@ def evaluate(rule: Rule, situation: Situation, foci: frozenset[str] | None = Non
     for branch in rule.branches:
         if branch.by_focus:
             by_focus = True
-            for reading in _foci(branch, situation.chart, foci):
+            for reading in foci_of(branch, situation.chart, foci):
                 decision.looked.append(reading.reference)
                 walk = _Walk(rule, branch, situation, decision, reading, reading.reference)
                 walk.take(branch.action)
@@ -124,50 +97,13 @@ def evaluate(rule: Rule, situation: Situation, foci: frozenset[str] | None = Non
     return decision
 
 
-def newest(triggers: Iterable[Trigger], chart: Chart, now: int) -> Reading | None:
-    """The triggering resource with the latest time of its own that is not in the future."""
-    best: Reading | None = None
-    for trigger in triggers:
-        for candidates in _lists(trigger, chart):
-            for reading in reversed(candidates):
-                if reading.usable and reading.at <= now + AHEAD and trigger.matches(reading):
-                    if best is None or best < reading:
-                        best = reading
-                    break
-    return best
-
-
-def _lists(trigger: Trigger, chart: Chart) -> list[list[Reading]]:
-    """Lists, each oldest first, that hold everything the trigger may match."""
-    listed = indexed(trigger.filters)
-    if listed is None:
-        return [chart.of_type(trigger.type)]
-    return [found for code in listed if (found := chart.coded(trigger.type, code))]
-
-
-def _candidates(trigger: Trigger, chart: Chart) -> Iterable[Reading]:
-    return list({id(reading): reading for found in _lists(trigger, chart) for reading in found}.values())
-
-
-def _foci(branch: Branch, chart: Chart, wanted: frozenset[str] | None) -> Iterable[Reading]:
-    for trigger in branch.triggers:
-        if wanted is None:
-            found: Iterable[Reading] = list(_candidates(trigger, chart))
-        else:
-            keys = (tuple(reference.split("/", 1)) for reference in sorted(wanted))
-            found = [one for key in keys if (one := chart.get((key[0], key[1]))) is not None]
-        for reading in found:
-            if reading.usable and trigger.matches(reading):
-                yield reading
-
-
 def _function(rule: Rule, situation: Situation, decision: Decision) -> None:
     """A package's own rule: a function of facts."""
     assert rule.function is not None
     facts = Facts(situation.moment(), rule.facts, rule.parameters)
     focus = newest(rule.triggers, situation.chart, situation.now)
     for trigger in rule.triggers:
-        decision.looked.extend(one.reference for one in _candidates(trigger, situation.chart) if trigger.matches(one))
+        decision.looked.extend(one.reference for one in candidates(trigger, situation.chart) if trigger.matches(one))
     for proposal in rule.function(facts):
         sources = tuple(one.reference for one in facts.sources())
         if isinstance(proposal, Tag):
@@ -250,7 +186,7 @@ class _Walk:
             occurs = out_of(action.quiet, occurs)
             if self._situation.now < occurs:
                 self._decision.wait_until(occurs)
-                self._note(f"not before {_iso(occurs)}", False)
+                self._note(f"not before {minute(occurs)}", False)
                 return False
         elif action.quiet is not None:
             occurs = out_of(action.quiet, self._situation.now)
@@ -375,35 +311,3 @@ class _Walk:
         if times:
             return max(times)
         return self._focus.at if self._focus is not None else self._situation.now
-
-
-def out_of(quiet: Quiet | None, instant: int) -> int:
-    """The instant itself, or the end of the quiet hours it lies in."""
-    if quiet is None:
-        return instant
-    zone = ZoneInfo(quiet.zone)
-    local = datetime.fromtimestamp(instant / 1000, zone)
-    clock = local.time().replace(tzinfo=None)
-    over_midnight = quiet.start > quiet.end
-    inside = (clock >= quiet.start or clock < quiet.end) if over_midnight else quiet.start <= clock < quiet.end
-    if not inside:
-        return instant
-    end = datetime.combine(local.date(), quiet.end, zone)
-    if end <= local:
-        end = datetime.combine(local.date() + timedelta(days=1), quiet.end, zone)
-    return int(end.timestamp() * 1000)
-
-
-def next_period(now: int, every: int, at: Any) -> int:
-    """The next instant of a grid that is the same for every worker: multiples of `every`, at a time of day if there is one."""
-    following = (now // every + 1) * every
-    if at is None:
-        return following
-    zone = ZoneInfo("Asia/Shanghai")
-    day = datetime.fromtimestamp(following / 1000, zone).date()
-    instant = int(datetime.combine(day, at, zone).timestamp() * 1000)
-    return instant if instant > now else instant + every
-
-
-def _iso(instant: int) -> str:
-    return datetime.fromtimestamp(instant / 1000, ZoneInfo("UTC")).strftime("%Y-%m-%dT%H:%MZ")
