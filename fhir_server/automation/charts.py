@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fhir_server.automation.chart import Chart, patients_of
@@ -13,7 +13,7 @@ from fhir_server.model.dates import DAY
 from fhir_server.search.registry import Registry
 from fhir_server.search.types.token import system_key
 from fhir_server.store import documents as d
-from fhir_server.store.protocol import Event, Key
+from fhir_server.store.protocol import Event, Key, Stored
 from fhir_server.store.records import Want, fetch
 
 MOST_CHARTS = 2_000
@@ -58,9 +58,13 @@ class Charts:
         about = [event for event in events if event.resource_type not in ASKING]
         keys: list[Key] = [(event.resource_type, event.resource_id) for event in about]
         versions = [
-            (event.resource_type, event.resource_id, event.version - 1)
+            (event.resource_type, event.resource_id, version)
             for event in about
-            if event.version > 1 and (event.resource_type in book.needs or event.method == "delete")
+            if event.resource_type in book.needs
+            or event.resource_type in ("Patient", "Task")
+            or event.method == "delete"
+            for version in (event.version - 1, event.version)
+            if version > 0
         ]
         wants = self.wants(book, fresh, now) if fresh else []
         found, current, superseded = await fetch(self._database, wants, keys, versions)
@@ -69,14 +73,9 @@ class Charts:
                 chart = charts.get(patient)
                 if chart is not None:
                     chart.put_stored(stored)
-        happenings = [
-            Happening(
-                event,
-                current.get((event.resource_type, event.resource_id)),
-                superseded.get((event.resource_type, event.resource_id, event.version - 1)),
-            )
-            for event in events
-        ]
+        happenings = [_happening(event, current, superseded) for event in events]
+        for patient in fresh:
+            _rewind(charts[patient], [one for one in happenings if patient in one.event.patients])
         return charts, happenings
 
     def wants(self, book: Rulebook, patients: Sequence[str], now: int) -> list[Want]:
@@ -104,6 +103,29 @@ class Charts:
                     condition.update(since)
                 wants.append(Want(resource_type, condition))
         return wants
+
+
+def _happening(
+    event: Event, current: Mapping[Key, Stored], superseded: Mapping[tuple[str, str, int], Stored]
+) -> Happening:
+    key = (event.resource_type, event.resource_id)
+    now = current.get(key)
+    before = superseded.get((*key, event.version - 1))
+    if now is not None and now.version != event.version:
+        now = superseded.get((*key, event.version), now)
+    return Happening(event, now, before)
+
+
+def _rewind(chart: Chart, happenings: Sequence[Happening]) -> None:
+    """Back to the moment before these happened, so that what follows does not depend on how many are seen at once."""
+    first: dict[Key, Happening] = {}
+    for happening in happenings:
+        if happening.event.resource_type not in ASKING:
+            first.setdefault((happening.event.resource_type, happening.event.resource_id), happening)
+    for key, happening in first.items():
+        chart.drop(key)
+        if happening.before is not None and chart.id in patients_of(happening.before):
+            chart.put_stored(happening.before)
 
 
 def _rounded(within: int) -> int:

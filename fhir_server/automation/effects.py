@@ -45,7 +45,7 @@ def keys(outcome: Outcome, account: Account) -> list[Key]:
     for change in outcome.changes:
         if not change.fresh or account.suspect:
             found.append(change.key)
-            found.append(("Provenance", provenance_id(outcome.patient, change.slot.key, change.slot.n)))
+            found.append(("Provenance", provenance_id(outcome.patient, change.slot.key, change.n)))
     if outcome.retagged and (outcome.explained or account.suspect):
         found.append(("Provenance", tags_provenance_id(outcome.patient)))
     return found if account.suspect else [key for key in found if key not in account.written]
@@ -60,10 +60,11 @@ def effects(
         writer.change(change)
     if writer.closed:
         raise Again(closed=writer.closed)
-    for key, (resource, rule) in outcome.interpreted.items():
+    writer.finish()
+    for key, rule in outcome.interpreted.items():
         reading = chart.get(key)
         if reading is not None and reading.stored is not None:
-            writer.put(resource, reading.stored, rule)
+            writer.put(reading.resource, reading.stored, rule)
     if outcome.tagged is not None:
         reading = chart.get(("Patient", outcome.patient))
         if reading is not None and reading.stored is not None:
@@ -82,32 +83,44 @@ class _Writer:
     ) -> None:
         self._server, self._book, self._outcome, self._current, self._now = server, book, outcome, current, now
         self.effects = Effects()
+        self._made: dict[Key, tuple[Resource, Change]] = {}
         self.closed: list[Slot] = []
         self.failed: dict[str, str] = {}
 
     def change(self, change: Change) -> None:
-        stored = self._current.get(change.key)
-        existing = load(stored.raw) if stored is not None and not stored.deleted else None
-        slot = change.slot
-        if stored is not None and change.key[0] in EPISODES and closed_by_person(slot, existing):
-            status = str((existing or {}).get("status", "deleted"))
-            focus = str((existing or {}).get("focus", {}).get("reference", slot.focus))
-            self.closed.append(structs.replace(slot, state="closed", status=status, focus=focus))
-            return
+        """One step further for one resource; several steps of a batch end in one version."""
+        slot, key = change.slot, change.key
+        if key in self._made:
+            existing: Resource | None = self._made[key][0]
+        else:
+            stored = self._current.get(key)
+            existing = load(stored.raw) if stored is not None and not stored.deleted else None
+            if stored is not None and key[0] in EPISODES and closed_by_person(slot, existing):
+                status = str((existing or {}).get("status", "deleted"))
+                focus = str((existing or {}).get("focus", {}).get("reference", slot.focus))
+                self.closed.append(structs.replace(slot, state="closed", status=status, focus=focus))
+                return
         resource = realize(change, existing, self._now, self._outcome.patient)
-        if resource is None or not self.put({**resource, "id": change.key[1]}, stored, slot.rule, change.rule):
-            return
-        self.effects.written.append((slot.rule, change.key[0]))
-        proposal = change.proposal
-        decision = self._outcome.decisions.get(slot.rule)
-        trails: list[Trail] = [proposal.trail] if proposal is not None and proposal.trail is not None else []
-        if proposal is None and decision is not None:
-            trails = decision.trails
-        sources = proposal.sources if proposal is not None else (decision.sources if decision is not None else ())
-        self._provenance(
-            provenance_id(self._outcome.patient, slot.key, slot.n), "/".join(change.key), slot.rule, change.rule,
-            sources, trails, proposal is None,
-        )  # fmt: skip
+        if resource is not None:
+            self._made[key] = ({**resource, "id": key[1]}, change)
+
+    def finish(self) -> None:
+        """The versions, each with its Provenance."""
+        for key, (resource, change) in self._made.items():
+            slot = change.slot
+            if not self.put(resource, self._current.get(key), slot.rule, change.rule):
+                continue
+            self.effects.written.append((slot.rule, key[0]))
+            proposal = change.proposal
+            decision = self._outcome.decisions.get(slot.rule)
+            trails: list[Trail] = [proposal.trail] if proposal is not None and proposal.trail is not None else []
+            if proposal is None and decision is not None:
+                trails = decision.trails
+            sources = proposal.sources if proposal is not None else (decision.sources if decision is not None else ())
+            self._provenance(
+                provenance_id(self._outcome.patient, slot.key, change.n), "/".join(key), slot.rule, change.rule,
+                sources, trails, proposal is None,
+            )  # fmt: skip
 
     def tags_provenance(self, rules: Sequence[str]) -> None:
         sections = []

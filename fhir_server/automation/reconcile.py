@@ -47,6 +47,7 @@ class Change:
     key: Key
     rule: str  # canonical with version
     proposal: Propose | None
+    n: int = 0  # which episode of the slot
     fresh: bool = False  # nothing can be there yet, as far as the ledger knows
 
 
@@ -62,9 +63,8 @@ def reconcile(patient: str, decision: Decision, ledger: Ledger, now: int) -> lis
         looked_at = decision.foci is None or not slot.scope or slot.scope in decision.foci
         if slot.key not in wanted and slot.state == "open" and looked_at:
             slot.state, slot.hash = "withdrawn", ""
-            changes.append(
-                Change(slot, (slot.resource_type, identity(patient, slot.key, slot.n)), decision.canonical, None)
-            )
+            where = (slot.resource_type, identity(patient, slot.key, slot.n))
+            changes.append(Change(slot, where, decision.canonical, None, slot.n))
     if decision.due is None:
         ledger.due.pop(decision.rule, None)
     else:
@@ -99,7 +99,7 @@ def _wanted(patient: str, key: str, proposal: Propose, decision: Decision, ledge
         slot.n, slot.begun, slot.status, fresh = slot.n + 1, now, "", True
     slot.state, slot.hash = "open", content
     slot.focus, slot.focus_at = proposal.focus, proposal.focus_at
-    return Change(slot, (resource_type, identity(patient, key, slot.n)), decision.canonical, proposal, fresh)
+    return Change(slot, (resource_type, identity(patient, key, slot.n)), decision.canonical, proposal, slot.n, fresh)
 
 
 def digest(proposal: Propose) -> str:
@@ -129,7 +129,7 @@ def realize(change: Change, existing: Resource | None, now: int, patient: str) -
         return None if existing is None else withdrawn(existing)
     made = change.proposal.resource
     resource_type, id = change.key
-    identifier = {"system": IDENTIFIERS, "value": f"{slot.key}|{patient}|{slot.n}"}
+    identifier = {"system": IDENTIFIERS, "value": f"{slot.key}|{patient}|{change.n}"}
     if existing is None or resource_type not in EPISODES:
         resource: Resource = {"resourceType": resource_type, "id": id}
         if existing is not None and "meta" in existing:

@@ -5,7 +5,7 @@ Rules run in the order in which they build on each other; what one derives, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fhir_server.automation import tags
@@ -14,7 +14,6 @@ from fhir_server.automation.evaluate import Situation, evaluate
 from fhir_server.automation.ledger import Account, Failure, Ledger
 from fhir_server.automation.ledger import dump as dump_ledger
 from fhir_server.automation.ledger import load as load_ledger
-from fhir_server.automation.plans import Rule
 from fhir_server.automation.proposals import Decision, Propose
 from fhir_server.automation.reconcile import (
     CLOSED,
@@ -27,6 +26,7 @@ from fhir_server.automation.reconcile import (
     take_tags,
 )
 from fhir_server.automation.rulebook import Rulebook
+from fhir_server.automation.rules import Rule
 from fhir_server.automation.vocabulary import BASE, DEVICE, PATIENT_TAGS
 from fhir_server.model.resource import Resource
 from fhir_server.model.resource import load_stored as load
@@ -73,19 +73,39 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     tagged: Resource | None = None  # the Patient with its new tags
     retagged: list[str] = field(default_factory=list)  # the rules whose tags changed
-    interpreted: dict[Key, tuple[Resource, str]] = field(default_factory=dict)  # Observation; rule url
+    interpreted: dict[Key, str] = field(default_factory=dict)  # Observations that now read otherwise; rule url
     woken: dict[str, Woken] = field(default_factory=dict)  # by rule url
     failed: list[tuple[str, str]] = field(default_factory=list)  # (rule url, error)
     deferred: list[str] = field(default_factory=list)  # rules that are worked out elsewhere
     explained: bool = False  # there was a Provenance of the tags before
 
-    @property
-    def empty(self) -> bool:
-        return not (self.changes or self.tagged or self.interpreted)
+    def follow(self, other: Outcome) -> None:
+        """Takes in what the next step of the same round decided."""
+        self.decisions.update(other.decisions)
+        self.changes += other.changes
+        self.tagged = other.tagged
+        self.retagged = list(dict.fromkeys((*self.retagged, *other.retagged)))
+        self.interpreted.update(other.interpreted)
+        self.woken.update(other.woken)
+        self.failed += other.failed
+        self.deferred += other.deferred
 
 
 class Deferred(Exception):
     """The rule takes its time: its decision will come in a later round."""
+
+
+def steps(happenings: Sequence[Happening]) -> list[list[Happening]]:
+    """What was committed together is looked at together, everything else one after the other: the result is the same
+    whether a worker sees events one by one or many at once."""
+    found: list[list[Happening]] = []
+    for happening in happenings:
+        group = happening.event.group
+        if found and group and found[-1][-1].event.group == group:
+            found[-1].append(happening)
+        else:
+            found.append([happening])
+    return found
 
 
 def wake(book: Rulebook, chart: Chart, ledger: Ledger, happenings: Iterable[Happening], now: int) -> dict[int, Woken]:
@@ -256,11 +276,11 @@ def _conclude(
         observation = chart.get((key[0], key[1]))
         if observation is None or key[0] != "Observation":
             continue
-        base = outcome.interpreted.get(observation.key, (observation.resource, ""))[0]
         codings = [one.coding for one in decision.interpretations if one.observation == observation.key]
-        resource = interpreted(base, decision.canonical, codings)
+        resource = interpreted(observation.resource, decision.canonical, codings)
         if resource is not None:
-            outcome.interpreted[observation.key] = (resource, decision.rule)
+            outcome.interpreted[observation.key] = decision.rule
+            _overlay(chart, Reading(resource), observation)
     if take_tags(decision, ledger):
         outcome.retagged.append(decision.rule)
         ledger.explained = True

@@ -24,11 +24,11 @@ from fhir_server.automation.hooks import Functions
 from fhir_server.automation.ledger import Account, Slot, dump
 from fhir_server.automation.metrics import Metrics
 from fhir_server.automation.news import News
-from fhir_server.automation.plans import Rule
 from fhir_server.automation.plans import check as check_plan
 from fhir_server.automation.reconcile import WITHDRAWN
-from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, Woken, run, wake
+from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, Woken, run, steps, wake
 from fhir_server.automation.rulebook import Rulebook
+from fhir_server.automation.rules import Rule
 from fhir_server.errors import FhirError, Issue
 from fhir_server.interactions.context import Server
 from fhir_server.interactions.write import commit
@@ -419,6 +419,19 @@ class Worker:
             known = account.written.get(key)
             if known is not None and happening.now is not None and happening.now.version > known.version:
                 account.written[key] = happening.now
+        outcome: Outcome | None = None
+        for step in steps(happenings) or [[]]:
+            one = self._step(chart, account, step, now, failed)
+            if outcome is None:
+                outcome = one
+            else:
+                outcome.follow(one)
+        assert outcome is not None
+        return outcome
+
+    def _step(
+        self, chart: Chart, account: Account, happenings: Sequence[Happening], now: int, failed: dict[str, str] | None
+    ) -> Outcome:
         woken = wake(self.book, chart, account.ledger, happenings, now)
         for url in self._functions.waiting(chart.id):
             if url in self.book.position:

@@ -8,7 +8,7 @@ from typing import Any
 from fhir_server.automation.chart import Chart, Reading
 from fhir_server.automation.ledger import Account
 from fhir_server.automation.reconcile import closed_by_person, realize
-from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, run, wake
+from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, run, steps, wake
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.errors import Issue
@@ -117,36 +117,44 @@ class World:
                 self.chart.put_stored(stored)
 
     def _round(self, events: Sequence[Event]) -> None:
-        happenings = [
-            Happening(
-                event,
-                self.stored.get((event.resource_type, event.resource_id)),
-                self.history.get((event.resource_type, event.resource_id, event.version - 1)),
-            )
-            for event in events
-        ]
-        woken = wake(self.book, self.chart, self.account.ledger, happenings, self.now)
-        retired = [
-            e.resource_id for e in events if e.resource_type == RULE_EVENT and e.resource_id not in self.book.position
-        ]
-        times = [event.updated for event in events if not event.resource_type.startswith("$")]
-        outcome = run(
-            self.book, self.chart, self.account, woken, self.now, arrived=min(times, default=self.now), retired=retired
-        )
+        happenings = []
+        for event in events:
+            key = (event.resource_type, event.resource_id)
+            now = self.stored.get(key)
+            if now is not None and now.version != event.version:
+                now = self.history.get((*key, event.version), now)
+            happenings.append(Happening(event, now, self.history.get((*key, event.version - 1))))
+        outcome: Outcome | None = None
+        for step in steps(happenings):
+            woken = wake(self.book, self.chart, self.account.ledger, step, self.now)
+            asked = [one.event.resource_id for one in step if one.event.resource_type == RULE_EVENT]
+            retired = [url for url in asked if url not in self.book.position]
+            times = [one.event.updated for one in step if not one.event.resource_type.startswith("$")]
+            arrived = min(times, default=self.now)
+            one = run(self.book, self.chart, self.account, woken, self.now, arrived=arrived, retired=retired)
+            if outcome is None:
+                outcome = one
+            else:
+                outcome.follow(one)
+        assert outcome is not None
         self.outcomes.append(outcome)
         self._apply(outcome)
 
     def _apply(self, outcome: Outcome) -> None:
         written: list[tuple[Resource, str, str]] = []
+        made: dict[Key, tuple[Resource, str, str]] = {}
         for change in outcome.changes:
-            existing = self.get(change.key)
-            if change.key in self.stored and closed_by_person(change.slot, existing):
+            existing = made[change.key][0] if change.key in made else self.get(change.key)
+            if change.key in self.stored and change.key not in made and closed_by_person(change.slot, existing):
                 raise RuntimeError(f"{change.key} was closed by a person, and nobody told the ledger")
             resource = realize(change, existing, self.now, self.patient)
             if resource is not None:
-                written.append(({**resource, "id": change.key[1]}, change.slot.rule, change.rule))
-        for resource, rule in outcome.interpreted.values():
-            written.append((resource, rule, rule))
+                made[change.key] = ({**resource, "id": change.key[1]}, change.slot.rule, change.rule)
+        written += made.values()
+        for key, rule in outcome.interpreted.items():
+            reading = self.chart.get(key)
+            if reading is not None:
+                written.append((reading.resource, rule, ""))
         if outcome.tagged is not None:
             written.append((outcome.tagged, outcome.retagged[-1] if outcome.retagged else "", ""))
         for resource, rule, canonical in written:

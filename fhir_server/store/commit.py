@@ -13,6 +13,7 @@ import random
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,7 +92,7 @@ class Committer:
     async def _transaction(self, works: list[Work]) -> list[list[Event]]:
         """One transaction, tried again while MongoDB says that trying again may help."""
         deadline = time.monotonic() + TRY_FOR_SECONDS
-        events = [[self._event(put) for put in puts] for puts, _ in works]
+        events = [self._events(puts) for puts, _ in works]
         async with self._client.start_session() as session:
             for attempt in itertools.count():
                 await session.start_transaction(ReadConcern("snapshot"), DURABLE)
@@ -186,6 +187,10 @@ class Committer:
             await claims.insert_one({d.ID: claim.key, **document}, session=session)
         except DuplicateKeyError:
             raise Changed([], [claim.key]) from None
+
+    def _events(self, puts: Sequence[Put]) -> list[Event]:
+        events = [self._event(put) for put in puts]
+        return [replace(event, group=events[0].id) for event in events] if len(events) > 1 else events
 
     def _event(self, put: Put) -> Event:
         stored = put.stored

@@ -85,6 +85,8 @@ def event(event: Event) -> dict[str, Any]:
         UPDATED: event.updated,
         PATIENTS: list(event.patients),
     }
+    if event.group:
+        document["g"] = event.group
     if event.cause.chain:
         document["c"] = list(event.cause.chain)
     if event.cause.rule:
@@ -104,4 +106,5 @@ def from_outbox(document: Mapping[str, Any]) -> Event:
         document[UPDATED],
         tuple(document.get(PATIENTS, ())),
         Cause(tuple(document.get("c", ())), document.get("r", ""), document.get("a", "")),
+        document.get("g", ""),
     )

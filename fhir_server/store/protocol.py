@@ -71,6 +71,7 @@ class Event:
     updated: int  # ms
     patients: tuple[str, ...]
     cause: Cause
+    group: str = ""  # the same for all events of one commit; empty where it had only one
 
 
 CUSTOM = "custom-"  # names of indexes that stay though nobody wants them at the start
