@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from fhir_server.automation.plans import Quiet
+from fhir_server.automation.rules import Quiet
 
 
 def out_of(quiet: Quiet | None, instant: int) -> int:

@@ -17,8 +17,8 @@ from fhir_server.automation.foci import candidates, newest
 from fhir_server.automation.foci import foci as foci_of
 from fhir_server.automation.follow_up import Activity, build
 from fhir_server.automation.formulas import Formula
-from fhir_server.automation.plans import Action, Branch, Rule
 from fhir_server.automation.proposals import Decision, Interpretation, Propose, Tag
+from fhir_server.automation.rules import Action, Branch, Rule
 from fhir_server.automation.scores import Score
 from fhir_server.automation.trails import Trail
 from fhir_server.model.dates import interval

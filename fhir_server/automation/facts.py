@@ -12,12 +12,10 @@ from typing import Any
 
 from fhir_server.automation import values
 from fhir_server.automation.chart import Chart, Reading
-from fhir_server.automation.requirements import FactDefinition, Filter
+from fhir_server.automation.requirements import FactDefinition
 from fhir_server.automation.values import NOTHING, Found
 from fhir_server.model.dates import DAY, instant
 from fhir_server.model.fhirpath.temporal import Temporal
-
-__all__ = ["AHEAD", "BUILTINS", "FactDefinition", "Facts", "Filter", "Moment", "temporal"]
 
 AHEAD = DAY  # clocks of devices and zones left out: a reading of tomorrow is still a reading
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from fhir_server.automation.chart import Chart, Reading
 from fhir_server.automation.facts import AHEAD
-from fhir_server.automation.plans import Branch, Trigger
 from fhir_server.automation.requirements import indexed
+from fhir_server.automation.rules import Branch, Trigger
 
 
 def newest(triggers: Iterable[Trigger], chart: Chart, now: int) -> Reading | None:

@@ -11,11 +11,12 @@ from typing import Any
 
 from fhir_server.automation.definitions import compiled
 from fhir_server.automation.evaluate import Situation, evaluate
-from fhir_server.automation.facts import FactDefinition, Facts, Filter
-from fhir_server.automation.plans import Rule, Trigger
+from fhir_server.automation.facts import Facts
 from fhir_server.automation.proposals import Decision, Interpretation, Proposal, Tag
 from fhir_server.automation.proposals import Propose as _Propose
+from fhir_server.automation.requirements import FactDefinition, Filter
 from fhir_server.automation.rounds import PATIENCE, Deferred
+from fhir_server.automation.rules import Rule, Trigger
 from fhir_server.automation.terms import Codes
 from fhir_server.model.dates import DAY
 from fhir_server.model.resource import Resource

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from fhir_server.automation.chart import Reading
 from fhir_server.automation.definitions import Definitions, version_key
-from fhir_server.automation.facts import FactDefinition, Filter
-from fhir_server.automation.plans import Rule, compile, is_rule
+from fhir_server.automation.plans import compile, is_rule
+from fhir_server.automation.requirements import FactDefinition, Filter
 from fhir_server.automation.risk import RISK_SCORES
 from fhir_server.automation.risk.specification import specification
+from fhir_server.automation.rules import Rule
 from fhir_server.automation.scores import Score
 from fhir_server.automation.terms import Code
 from fhir_server.automation.vocabulary import DEVICE

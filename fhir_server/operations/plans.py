@@ -10,9 +10,10 @@ from fhir_server.automation.charts import Charts
 from fhir_server.automation.definitions import Definitions
 from fhir_server.automation.evaluate import Situation, evaluate
 from fhir_server.automation.ledger import identity, slot_key
-from fhir_server.automation.plans import Rule, compile, is_rule
+from fhir_server.automation.plans import compile, is_rule
 from fhir_server.automation.rehearsal import rehearse
 from fhir_server.automation.rulebook import Rulebook
+from fhir_server.automation.rules import Rule
 from fhir_server.automation.tags import codes
 from fhir_server.errors import BadRequest, Unprocessable
 from fhir_server.interactions import read
