@@ -23,7 +23,6 @@ from tests.automation.conftest import Hooks, parts
 pytestmark = pytest.mark.anyio
 
 URGENT = "hypertension-urgent-referral"
-TWO_WEEKS = "hypertension-two-weeks"
 
 
 def tag_rule(id: str, condition: str, tag: str, *, version: str = "1.0.0", **action: Any) -> dict[str, Any]:
@@ -120,17 +119,15 @@ async def test_02_events_of_a_patient_run_in_commit_order(hooks: Hooks) -> None:
 
 async def test_03_an_open_task_is_updated_not_doubled(hooks: Hooks) -> None:
     patient = await hooks.patient()
-    await hooks.condition(patient, "I10")
-    first = await hooks.bp(patient, "150/95")
+    first = await hooks.bp(patient, "185/115")
     await hooks.settle()
-    (before,) = await hooks.tasks(patient, TWO_WEEKS)
+    (before,) = await hooks.tasks(patient, URGENT)
     assert before["focus"] == {"reference": f"Observation/{first}"}
     await hooks.change("Task", before["id"], owner={"reference": "Practitioner/wang"}, note=[{"text": "called"}])
     hooks.clock.advance(hours=1)
-    await hooks.delete("Observation", first)
-    second = await hooks.bp(patient, "155/96")
+    second = await hooks.bp(patient, "190/118")
     await hooks.settle()
-    (after,) = await hooks.tasks(patient, TWO_WEEKS)
+    (after,) = await hooks.tasks(patient, URGENT)
     assert after["id"] == before["id"]
     assert after["focus"] == {"reference": f"Observation/{second}"}
     assert after["authoredOn"] == before["authoredOn"]
