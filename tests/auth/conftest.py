@@ -290,6 +290,7 @@ class Browser:
             assert action, response.text
             request_id = re.findall(r'name="request" value="([^"]+)"', response.text)[0]
             form: dict[str, Any] = {"request": request_id}
+            form |= dict(re.findall(r'name="(ui_locales)" value="([^"]+)"', response.text))
             if action[1].endswith("/login"):
                 form |= {"name": user, "password": PASSWORD}
             elif action[1].endswith("/patient"):

@@ -35,13 +35,17 @@ def _templates() -> jinja2.Environment:
 
 
 def page(request: HttpRequest, template: str, status: int = 200, /, *, leads_to: str = "", **values: Any) -> Response:
-    """A page under a CSP that allows nothing but its style sheet and forms (whose redirect may lead to the app)."""
-    lang = language(request.query_params.get("ui_locales") or request.headers.get("accept-language", ""))
+    """A page under a CSP that allows nothing but its style sheet and forms.
+
+    Every form may lead to the app at once, with a code or a refusal, and browsers hold redirects to `form-action`, too.
+    """
+    locales = values.pop("locales", "") or request.query_params.get("ui_locales", "")
+    lang = language(locales or request.headers.get("accept-language", ""))
     auth = authority_of(request).auth_url
     html = (
         _templates()
         .get_template(template)
-        .render(auth=auth, words=WORDS[lang], problem=values.pop("problem", ""), **values)
+        .render(auth=auth, words=WORDS[lang], problem=values.pop("problem", ""), locales=locales, **values)
     )
     parts = urlsplit(leads_to)
     target = f" {parts.scheme}://{parts.netloc}" if parts.netloc else f" {parts.scheme}:" if parts.scheme else ""
@@ -95,12 +99,21 @@ async def go_on(request: HttpRequest) -> Response:
     authority = authority_of(request)
     wanted, client, session = await _where(request, request.query_params.get("request", ""))
     if session is None:
-        return page(request, "login.html", request_id=wanted.id, client=client, name="")
+        to = wanted.redirect_uri
+        return page(request, "login.html", leads_to=to, request_id=wanted.id, client=client, name="")
     wanted = await authority.authorizations.settle_patient(wanted, session.user)
     if wanted.needs_patient and not wanted.patient:
         query = request.query_params.get("q", "").strip()[:100]
         patients = [_described(one) for one in await _candidates(authority, session.user, query)]
-        return page(request, "patient.html", request_id=wanted.id, client=client, query=query, patients=patients)
+        return page(
+            request,
+            "patient.html",
+            leads_to=wanted.redirect_uri,
+            request_id=wanted.id,
+            client=client,
+            query=query,
+            patients=patients,
+        )
     offered = await authority.authorizations.offered(wanted, session.user)
     lang = language(request.query_params.get("ui_locales") or request.headers.get("accept-language", ""))
     scopes = [{"scope": scope, "words": in_words(scope, lang)} for scope in offered]
@@ -124,8 +137,10 @@ async def login(request: HttpRequest) -> Response:
     values = dict(await form_pairs(request))
     wanted, client, _ = await _where(request, values.get("request", ""))
     name, password = values.get("name", "").strip(), values.get("password", "")
-    words = WORDS[language(request.headers.get("accept-language", ""))]
-    shown_again: dict[str, Any] = {"request_id": wanted.id, "client": client, "name": name}
+    locales = values.get("ui_locales", "")
+    words = WORDS[language(locales or request.headers.get("accept-language", ""))]
+    shown_again: dict[str, Any] = {"request_id": wanted.id, "client": client, "name": name, "locales": locales}
+    shown_again["leads_to"] = wanted.redirect_uri
     try:
         await authority.logins.check(address_of(request), name)
     except TooManyRequests as error:
@@ -140,7 +155,7 @@ async def login(request: HttpRequest) -> Response:
         authority.record("login", 401, user="", **seen)
         return page(request, "login.html", 401, problem=words["wrong"], **shown_again)
     authority.record("login", 200, user=user.fhir_user, **seen)
-    response = _go_on(authority, wanted, request.query_params.get("ui_locales", ""))
+    response = _go_on(authority, wanted, locales)
     _set(authority, response, "session", await authority.authorizations.log_in(user))
     return response
 
@@ -153,7 +168,7 @@ async def patient(request: HttpRequest) -> Response:
     if session is None:
         return _go_on(authority, wanted)
     wanted = await authority.authorizations.choose_patient(wanted, session.user, values.get("patient", ""))
-    return _go_on(authority, wanted)
+    return _go_on(authority, wanted, values.get("ui_locales", ""))
 
 
 @shown
@@ -179,7 +194,7 @@ async def logout(request: HttpRequest) -> Response:
         who = {"subject": session.user.name, "user": session.user.fhir_user, "client": client.id}
         authority.record("logout", 200, address=address_of(request), **who)
     await authority.authorizations.log_out(request.cookies.get(_name(authority, "session"), ""))
-    response = _go_on(authority, wanted)
+    response = _go_on(authority, wanted, request.query_params.get("ui_locales", ""))
     _drop(authority, response, "session")
     return response
 
