@@ -49,12 +49,21 @@ class Charts:
     def forget_all(self) -> None:
         self._kept.clear()
 
-    async def open(
-        self, book: Rulebook, patients: Sequence[str], events: Sequence[Event], now: int
-    ) -> tuple[dict[str, Chart], list[Happening]]:
-        """The charts of the patients, and what happened, with the versions before and after: one command."""
+    async def open(self, book: Rulebook, patients: Sequence[str], now: int) -> dict[str, Chart]:
+        """The charts of the patients; those that are not kept are read by one command."""
         charts = {patient: self._kept.get(patient) or Chart(patient) for patient in patients}
-        fresh = [patient for patient in patients if patient not in self._kept and patient]
+        fresh = [patient for patient in patients if patient not in self._kept]
+        if fresh:
+            found, _, _ = await fetch(self._database, self.wants(book, fresh, now))
+            for stored in found:
+                for patient in patients_of(stored):
+                    chart = charts.get(patient)
+                    if chart is not None:
+                        chart.put_stored(stored)
+        return charts
+
+    async def happened(self, book: Rulebook, events: Sequence[Event]) -> list[Happening]:
+        """What the events are about, each as it was then and before: one command."""
         about = [event for event in events if event.resource_type not in ASKING]
         keys: list[Key] = [(event.resource_type, event.resource_id) for event in about]
         versions = [
@@ -66,17 +75,8 @@ class Charts:
             for version in (event.version - 1, event.version)
             if version > 0
         ]
-        wants = self.wants(book, fresh, now) if fresh else []
-        found, current, superseded = await fetch(self._database, wants, keys, versions)
-        for stored in found:
-            for patient in patients_of(stored):
-                chart = charts.get(patient)
-                if chart is not None:
-                    chart.put_stored(stored)
-        happenings = [_happening(event, current, superseded) for event in events]
-        for patient in fresh:
-            _rewind(charts[patient], [one for one in happenings if patient in one.event.patients])
-        return charts, happenings
+        _, current, superseded = await fetch(self._database, (), keys, versions)
+        return [_happening(event, current, superseded) for event in events]
 
     def wants(self, book: Rulebook, patients: Sequence[str], now: int) -> list[Want]:
         """The finds for everything the rules may ask of these patients."""
@@ -116,7 +116,7 @@ def _happening(
     return Happening(event, now, before)
 
 
-def _rewind(chart: Chart, happenings: Sequence[Happening]) -> None:
+def rewind(chart: Chart, happenings: Sequence[Happening]) -> None:
     """Back to the moment before these happened, so that what follows does not depend on how many are seen at once."""
     first: dict[Key, Happening] = {}
     for happening in happenings:

@@ -103,12 +103,13 @@ class Account:
     ledger: Ledger = field(default_factory=Ledger)
     body: bytes = b""
     written: dict[Key, Stored] = field(default_factory=dict)  # versions we wrote while the patient was ours
+    epoch: int = 0  # of the lease under which it was read
     suspect: bool = False  # something else than the ledger says was found: look before writing
 
     @classmethod
-    def opened(cls, patient: str, body: bytes) -> Account:
-        return cls(patient, load(body), body)
+    def opened(cls, patient: str, body: bytes, epoch: int = 0) -> Account:
+        return cls(patient, load(body), body, epoch=epoch)
 
     def again(self) -> Account:
         """As it is in the database: what was decided since is forgotten."""
-        return Account(self.patient, load(self.body), self.body, {}, True)
+        return Account(self.patient, load(self.body), self.body, {}, self.epoch, True)

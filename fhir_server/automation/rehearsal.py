@@ -63,7 +63,7 @@ async def rehearse(server: Server, charts: Charts, book: Rulebook, since: int, l
     rehearsal = Rehearsal()
     now = int(server.now().timestamp() * 1000)
     async for patients in chunks(server, limit):
-        opened, _ = await charts.open(book, patients, [], now)
+        opened = await charts.open(book, patients, now)
         for patient in patients:
             chart = opened[patient]
             before = codes(chart.patient)

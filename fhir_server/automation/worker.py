@@ -18,7 +18,7 @@ from typing import Any
 from fhir_server.automation import effects as made
 from fhir_server.automation.backfill import Backfills
 from fhir_server.automation.chart import Chart, patients_of
-from fhir_server.automation.charts import Charts
+from fhir_server.automation.charts import Charts, rewind
 from fhir_server.automation.definitions import Definitions, version_key
 from fhir_server.automation.hooks import Functions
 from fhir_server.automation.ledger import Account, Slot, dump
@@ -348,24 +348,20 @@ class Worker:
             return
         held = await self._hold(waiting)
         now = self._now()
-        of: dict[str, list[Happening]] = {patient: [] for patient in held}
-        charts: dict[str, Chart] = {}
-        cold = []
-        for patient in sorted(held):
-            chart = self._charts.kept(patient)
-            if patient in sure and chart is not None:
-                charts[patient], of[patient] = chart, sure[patient]
-            else:
-                cold.append(patient)
-        if cold:
-            ours = [event for event in events if not set(cold).isdisjoint(event.patients)]
-            ours += [happening.event for one in cold for happening in sure.get(one, ())]
-            opened, happenings = await self._charts.open(self.book, cold, ours, now)
-            charts.update(opened)
-            for happening in happenings:
-                for patient in happening.event.patients:
-                    if patient in opened:
-                        of[patient].append(happening)
+        cold = [patient for patient in sorted(held) if self._charts.kept(patient) is None]
+        charts = await self._charts.open(self.book, sorted(held), now)
+        if cold:  # asked again, after the record was read: what is in the record and not yet dealt with is known then
+            events = [event for event in events if not held.difference(cold).isdisjoint(event.patients)]
+            events += await self._pending(cold)
+        of = {one: sure.get(one, []) if one not in cold else [] for one in held}
+        untold = held.difference(one for one in sure if one not in cold)
+        ours = list({event.id: event for event in events if not untold.isdisjoint(event.patients)}.values())
+        if ours:
+            for happening in await self._charts.happened(self.book, sorted(ours, key=lambda event: event.id)):
+                for patient in untold.intersection(happening.event.patients):
+                    of[patient].append(happening)
+        for patient in cold:
+            rewind(charts[patient], of[patient])
         rounds = [self._round(charts[patient], of[patient], now) for patient in sorted(held)]
         await self._finish(rounds, charts, of, now)
 
@@ -396,8 +392,9 @@ class Worker:
                 if patient in found:
                     self._held[patient] = until
                     known = self._accounts.get(patient)
-                    if known is None or known.body != found[patient]:
-                        account = self._accounts[patient] = Account.opened(patient, found[patient])
+                    body, epoch = found[patient]
+                    if known is None or known.epoch != epoch:
+                        account = self._accounts[patient] = Account.opened(patient, body, epoch)
                         account.suspect = patient in self._suspects
                         self._suspects.discard(patient)
                         self._charts.forget([patient])
@@ -524,8 +521,8 @@ class Worker:
                     account.ledger.slots[key] = slot
                 else:
                     known.state, known.status = "closed", slot.status
-            opened, _ = await self._charts.open(self.book, [patient], [], now)
-            charts[patient] = opened[patient]
+            charts.update(await self._charts.open(self.book, [patient], now))
+            rewind(charts[patient], happenings)
             outcome = self._round(charts[patient], happenings, now, failed)
             current.update((await fetch(self._database, keys=made.keys(outcome, account)))[1])
         raise RuntimeError(f"the rules of Patient/{outcome.patient} come to no conclusion")

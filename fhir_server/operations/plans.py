@@ -100,7 +100,7 @@ async def apply(server: Server, context: Context, call: Call) -> Answer:
     await read.read(server, context, "Patient", patient)
     charts = Charts(server.store.database, server.registry)  # type: ignore[attr-defined]
     now = milliseconds(server.now())
-    chart = (await charts.open(book, [patient], [], now))[0][patient]
+    chart = (await charts.open(book, [patient], now))[patient]
     situation = Situation(chart, now, book.scores, codes(chart.patient))
     decision = evaluate(rule, situation)
     contained: list[Resource] = []

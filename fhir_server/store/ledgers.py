@@ -3,7 +3,7 @@
 ledgers (one collection)
     _id  patient id      h  holder of the lease      u    until when it is held (ms)
     b    the ledger, opaque here                      due  the next instant at which time alone matters (ms), absent without
-    f    how many dead letters it holds, absent without
+    f    how many dead letters it holds, absent without      e    counts the changes of holder
 
 Leases make workers keep out of each other's way; that nothing is done twice does not depend on them (nor on clocks),
 but on the check in `write`, which is part of the transaction of the effects.
@@ -26,7 +26,7 @@ from fhir_server.store.protocol import Extra
 
 Document = dict[str, Any]
 LEDGERS = "ledgers"
-HOLDER, UNTIL, BODY, DUE, DEAD = "h", "u", "b", "due", "f"
+HOLDER, UNTIL, BODY, DUE, DEAD, EPOCH = "h", "u", "b", "due", "f", "e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,17 @@ class Ledgers:
             ]
         )
 
-    async def lease(self, patients: Sequence[str], holder: str, now: int, until: int) -> dict[str, bytes]:
-        """Those of the patients that are now ours, with their ledgers; the others are somebody else's for a while."""
+    async def lease(self, patients: Sequence[str], holder: str, now: int, until: int) -> dict[str, tuple[bytes, int]]:
+        """Those of the patients that are now ours: (ledger, how often the holder changed). The others are somebody else's.
+
+        The same number as last time means that nobody else has worked on the patient in between.
+        """
+        changed = {"$add": [{"$ifNull": [f"${EPOCH}", 0]}, 1]}
+        epoch = {"$cond": [{"$eq": [f"${HOLDER}", holder]}, f"${EPOCH}", changed]}
         operations = [
             UpdateOne(
                 {d.ID: patient, "$or": [{HOLDER: holder}, {UNTIL: {"$lt": now}}]},
-                {"$set": {HOLDER: holder, UNTIL: until}},
+                [{"$set": {EPOCH: epoch, HOLDER: {"$literal": holder}, UNTIL: until}}],
                 upsert=True,
             )
             for patient in patients
@@ -68,8 +73,10 @@ class Ledgers:
         except BulkWriteError as error:
             if not is_duplicate(error):
                 raise
-        cursor = self._ledgers.find({d.ID: {"$in": list(patients)}, HOLDER: holder}, {BODY: 1}, batch_size=1000)
-        return {document[d.ID]: document.get(BODY, b"") for document in await cursor.to_list()}
+        cursor = self._ledgers.find(
+            {d.ID: {"$in": list(patients)}, HOLDER: holder}, {BODY: 1, EPOCH: 1}, batch_size=1000
+        )
+        return {one[d.ID]: (one.get(BODY, b""), one.get(EPOCH, 0)) for one in await cursor.to_list()}
 
     async def release(self, holder: str) -> None:
         await self._quick.update_many({HOLDER: holder}, {"$set": {UNTIL: 0}})
