@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus, urlsplit
 
 import jwt
 
-from fhir_server.auth.oauth import OAuthError, invalid_client, invalid_request
+from fhir_server.auth.oauth import OAuthError, digest, invalid_client, invalid_request
 from fhir_server.auth.passwords import Passwords
 from fhir_server.auth.remote_keys import RemoteKeys, Unreachable
 from fhir_server.store.credentials import Client, Credentials
@@ -65,6 +65,8 @@ class Clients:
         )
         if form.get("client_id", id) != id:
             raise invalid_request("client_id differs from the client that authenticates")
+        if way == "none" and not id:
+            id = await self._owner(form)
         client = await self._credentials.client(id) if id else None
         if way == "none":
             if client is None or client.kind != "public" or not public_allowed:
@@ -75,6 +77,14 @@ class Clients:
         if client is None or not right:
             raise invalid_client("The client is not known or its secret is wrong")
         return client
+
+    async def _owner(self, form: Mapping[str, str]) -> str:
+        """RFC 6749 3.2.1 lets a public client leave out client_id, and browser libraries do so when they refresh."""
+        if form.get("grant_type") != "refresh_token" or not form.get("refresh_token"):
+            return ""
+        token = await self._credentials.refresh_token(digest(form["refresh_token"]))
+        grant = await self._credentials.grant(token.grant_id) if token is not None else None
+        return grant.client_id if grant is not None else ""
 
     async def _by_assertion(self, form: Mapping[str, str]) -> Client:
         """`private_key_jwt`: signed with a registered key, for this endpoint, short-lived, never seen before."""

@@ -176,6 +176,24 @@ async def test_a_lab_only_creates(site: Site, browser: Browser, http: httpx.Asyn
     assert token["scope"] == "user/*.c"
 
 
+async def test_a_public_app_may_refresh_without_its_client_id(
+    site: Site, browser: Browser, http: httpx.AsyncClient, ec_key: Any
+) -> None:
+    """RFC 6749 3.2.1; browser libraries do so. Who has credentials must show them all the same."""
+    url = site.auth + "/token"
+    public = (await redeem(http, site, await browser.authorize("ann", scope="patient/*.rs offline_access"))).json()
+    form = {"grant_type": "refresh_token", "refresh_token": public["refresh_token"]}
+    assert (await http.post(url, data=form)).status_code == 200
+    again = await http.post(url, data=form)  # rotation and reuse detection hold as ever
+    assert (again.status_code, again.json()["error"]) == (400, "invalid_grant")
+    flow = await browser.authorize("ann", client="signed", scope="patient/*.rs offline_access")
+    signed = (await redeem(http, site, flow, "signed", **assertion(site, ec_key, "e", "signed"))).json()
+    refused = await http.post(url, data={"grant_type": "refresh_token", "refresh_token": signed["refresh_token"]})
+    assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
+    unknown = await http.post(url, data={"grant_type": "refresh_token", "refresh_token": "nobody's"})
+    assert unknown.json()["error"] == "invalid_client"
+
+
 async def test_logging_out_ends_online_access(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
     online = (await redeem(http, site, await browser.authorize("ann", scope="patient/*.rs online_access"))).json()
     offline = (await redeem(http, site, await browser.authorize("ann", scope="patient/*.rs offline_access"))).json()

@@ -4,9 +4,6 @@ const show = (id, text) => {
 };
 const outcome = (promise) => promise.then(() => "allowed", (error) => String(error.statusCode || error.status || error));
 
-// A public client says who it is when it refreshes; fhirclient leaves that out unless told.
-FHIR.oauth2.settings.refreshTokenWithClientId = true;
-
 async function run() {
   const client = await FHIR.oauth2.ready();
   show("granted", client.state.tokenResponse.scope);
