@@ -10,98 +10,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
-import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from fhir_server.automation import effects as made
+from fhir_server.automation import publication
 from fhir_server.automation.backfill import Backfills
-from fhir_server.automation.chart import Chart, patients_of
-from fhir_server.automation.charts import Charts, rewind
-from fhir_server.automation.definitions import Definitions, version_key
-from fhir_server.automation.hooks import Functions
-from fhir_server.automation.ledger import Account, Slot, dump
-from fhir_server.automation.metrics import Metrics
-from fhir_server.automation.news import News
-from fhir_server.automation.plans import check as check_plan
-from fhir_server.automation.reconcile import WITHDRAWN
-from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, Woken, run, steps, wake
+from fhir_server.automation.batches import NO_PATIENT, Batches
+from fhir_server.automation.definitions import Definitions
+from fhir_server.automation.publication import DEFINITIONS
+from fhir_server.automation.rounds import TIMER_EVENT, Happening
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.rules import Rule
 from fhir_server.errors import FhirError, Issue
 from fhir_server.interactions.context import Server
-from fhir_server.interactions.write import commit
-from fhir_server.model.dates import milliseconds
 from fhir_server.model.resource import Resource, load
-from fhir_server.store.ledgers import Entry, Ledgers
-from fhir_server.store.outbox import Outbox, Taken
-from fhir_server.store.protocol import Changed, Event, Extra, Find, Key, Put, Stored
-from fhir_server.store.records import fetch
+from fhir_server.store.outbox import Taken
+from fhir_server.store.protocol import Changed, Event, Find, Put
 
 LEASE = 4_000  # ms; renewed by every commit, so that a crash blocks a patient no longer than this
 LANES = 2
 BATCH = 64  # patients in one batch
 POLL = 1.0  # seconds
-DEFINITIONS = ("PlanDefinition", "ActivityDefinition", "Library", "ValueSet")
-MOST_HELD = 3_000  # patients of whom is remembered what was written
-REMEMBERED = frozenset({*WITHDRAWN, "Provenance"})
-NO_PATIENT = ""  # stands for events of no patient
 
 log = logging.getLogger(__name__)
 
 
-def _overwritten(resource: Resource, definitions: Definitions) -> list[Issue]:
-    """A version says the same for ever: what it did still names it. Only its status and metadata may change."""
-    if "url" not in resource or "version" not in resource:
-        return []
-    url, version = str(resource["url"]), str(resource["version"])
-    known = definitions.find(url, str(resource["resourceType"]))
-    if known is not None and known.get("id") == resource.get("id"):
-        newest = str(known.get("version", ""))
-        if version_key(version) < version_key(newest):
-            text = f"{url} is at version {newest}; {version} would go back. Publish what you want to have again as a new version"
-            return [Issue("error", "business-rule", text, (f"{resource['resourceType']}.version",))]
-    known = definitions.exactly(url, version)
-    if known is None or known.get("id") != resource.get("id") or _substance(known) == _substance(resource):
-        return []
-    text = f"{url} version {version} exists and says something else; give what you changed a new version"
-    return [Issue("error", "business-rule", text, (f"{resource['resourceType']}.version",))]
-
-
-def _substance(resource: Resource) -> dict[str, Any]:
-    apart = ("meta", "text", "status", "date", "publisher", "contact", "approvalDate", "lastReviewDate", "experimental")
-    return {key: value for key, value in resource.items() if key not in apart}
-
-
-class Worker:
+class Worker(Batches):
     """`rules`: rules in Python beside those in the store. `poll`: seconds between looks at the clock and the outbox."""
 
     def __init__(
         self, server: Server, *, rules: Iterable[Rule] = (), lanes: int = LANES, poll: float = POLL, lease: int = LEASE
     ) -> None:
-        database: Any = server.store.database  # type: ignore[attr-defined]
-        self.server = server
-        self.outbox = Outbox(database)
-        self.ledgers = Ledgers(database)
-        self.metrics = Metrics()
+        super().__init__(server, rules=rules, lease=lease)
         self.backfills = Backfills(server, self.outbox, self.notify)
-        self.book = Rulebook(Definitions())
-        self.name = secrets.token_hex(6)
-        self._database = database
         self._own_events = server.store.process  # type: ignore[attr-defined]
-        self._charts = Charts(database, server.registry)
-        self._functions = Functions(self._answered)
-        self._python = tuple(rules)
-        self._lanes, self._poll, self._lease = lanes, poll, lease
+        self._lanes, self._poll = lanes, poll
         self._dirty: dict[str, None] = {}
-        self._busy: set[str] = set()
-        self._held: dict[str, int] = {}  # patient → until when the lease is ours, ms
-        self._accounts: dict[str, Account] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._news = News()
-        self._suspects: set[str] = set()  # patients of whom something else was found than their ledger says
         self._stale = False
         self._seen = -1
 
@@ -257,9 +202,7 @@ class Worker:
 
     def check(self, resource: Resource, mode: str) -> list[Issue]:
         """For the validator: why this resource would not run as a rule; that a version would be overwritten."""
-        if resource.get("resourceType") not in DEFINITIONS:
-            return []
-        return [*_overwritten(resource, self.book.definitions), *check_plan(resource, self.book.definitions)]
+        return publication.check(resource, self.book.definitions)
 
     async def _watch(self) -> None:
         """Commits of other processes. Where the process that commits has a worker of its own, that one is faster."""
@@ -288,262 +231,14 @@ class Worker:
     async def settle(self) -> None:
         """Works until nothing is waiting, without the loops of `start`. For tests and the command line."""
         while patients := await self.outbox.waiting() or self._functions.busy:
-            if self._stale:
-                await self.reload()
             self._news.look(patients)
             for start in range(0, len(patients), BATCH):
                 await self.work(patients[start : start + BATCH])
             if self._functions.busy:
                 await asyncio.sleep(0.01)
 
-    def _now(self) -> int:
-        return milliseconds(self.server.now())
-
-    def forget(self, patients: Iterable[str]) -> None:
-        """What is kept of these patients may be old."""
-        gone = list(patients)
-        self._charts.forget(gone)
-        self._news.look(gone)
-        for patient in gone:
-            self._accounts.pop(patient, None)
-            self._held.pop(patient, None)
-
-    # The work
-
     async def work(self, patients: Sequence[str]) -> None:
-        """Everything that is waiting for these patients, as one batch; one by one if somebody else interferes."""
+        """By the rules as they are now."""
         if self._stale:
             await self.reload()
-        try:
-            await self._batch(patients)
-        except (Changed, Taken):
-            self.forget(patients)
-            self._suspects.update(patients)
-            for patient in patients:
-                try:
-                    await self._batch([patient])
-                except (Changed, Taken):
-                    self.forget([patient])
-                    self._suspects.add(patient)
-                    if len(patients) == 1:
-                        raise
-                    self._mark([patient])
-
-    async def _batch(self, patients: Sequence[str]) -> None:
-        told = self._news.take(patients)
-        unsure = [patient for patient in patients if told[patient] is None or not self._is_ours(patient)]
-        events = await self._pending(unsure) if unsure else []
-        by_patient: dict[str, list[Event]] = {patient: [] for patient in patients}
-        for event in events:
-            for patient in event.patients or (NO_PATIENT,):
-                if patient in by_patient:
-                    by_patient[patient].append(event)
-        if by_patient.get(NO_PATIENT):
-            await self.outbox.done([(event, NO_PATIENT) for event in by_patient[NO_PATIENT]])
-        sure = {one: told[one] or [] for one in patients if one and one not in unsure}
-        waiting = [
-            one for one in patients if one and (by_patient[one] or sure.get(one) or self._functions.waiting(one))
-        ]
-        if not waiting:
-            return
-        held = await self._hold(waiting)
-        now = self._now()
-        cold = [patient for patient in sorted(held) if self._charts.kept(patient) is None]
-        charts = await self._charts.open(self.book, sorted(held), now)
-        if cold:  # asked again, after the record was read: what is in the record and not yet dealt with is known then
-            events = [event for event in events if not held.difference(cold).isdisjoint(event.patients)]
-            events += await self._pending(cold)
-        of = {one: sure.get(one, []) if one not in cold else [] for one in held}
-        untold = held.difference(one for one in sure if one not in cold)
-        ours = list({event.id: event for event in events if not untold.isdisjoint(event.patients)}.values())
-        if ours:
-            for happening in await self._charts.happened(self.book, sorted(ours, key=lambda event: event.id)):
-                for patient in untold.intersection(happening.event.patients):
-                    of[patient].append(happening)
-        for patient in cold:
-            rewind(charts[patient], of[patient])
-        rounds = [self._round(charts[patient], of[patient], now) for patient in sorted(held)]
-        await self._finish(rounds, charts, of, now)
-
-    def _is_ours(self, patient: str) -> bool:
-        return self._held.get(patient, 0) > time.time_ns() // 1_000_000 + self._lease // 4
-
-    async def _pending(self, patients: Sequence[str]) -> list[Event]:
-        """What the outbox holds of these patients, but for what concerns no rule: that is dropped."""
-        events = await self.outbox.pending(patients)
-        self._news.seen(events)
-        deaf = [event for event in events if self.book.deaf(event.resource_type, event.cause)]
-        if deaf:
-            await self.outbox.done([(event, one) for event in deaf for one in event.patients or (NO_PATIENT,)])
-            gone = {event.id for event in deaf}
-            events = [event for event in events if event.id not in gone]
-        return events
-
-    async def _hold(self, patients: Sequence[str]) -> set[str]:
-        """Those of the patients whose lease is ours, with their ledgers in hand."""
-        clock = time.time_ns() // 1_000_000
-        wanted = [patient for patient in patients if self._held.get(patient, 0) < clock + self._lease // 4]
-        if wanted:
-            again = [patient for patient in wanted if self._held.get(patient, 0) < clock]
-            self.forget(again)
-            until = clock + self._lease
-            found = await self.ledgers.lease(wanted, self.name, clock, until)
-            for patient in wanted:
-                if patient in found:
-                    self._held[patient] = until
-                    known = self._accounts.get(patient)
-                    body, epoch = found[patient]
-                    if known is None or known.epoch != epoch:
-                        account = self._accounts[patient] = Account.opened(patient, body, epoch)
-                        account.suspect = patient in self._suspects
-                        self._suspects.discard(patient)
-                        self._charts.forget([patient])
-                else:
-                    self.forget([patient])
-        if len(self._held) > MOST_HELD:
-            self._trim(clock)
-        return {patient for patient in patients if patient in self._held and patient in self._accounts}
-
-    def _trim(self, clock: int) -> None:
-        self.forget([patient for patient, until in self._held.items() if until < clock and patient not in self._busy])
-
-    def _round(
-        self, chart: Chart, happenings: Sequence[Happening], now: int, failed: dict[str, str] | None = None
-    ) -> Outcome:
-        account = self._accounts[chart.id]
-        for happening in happenings:  # somebody else wrote what we wrote before
-            key = (happening.event.resource_type, happening.event.resource_id)
-            known = account.written.get(key)
-            if known is not None and happening.now is not None and happening.now.version > known.version:
-                account.written[key] = happening.now
-        outcome: Outcome | None = None
-        for step in steps(happenings) or [[]]:
-            one = self._step(chart, account, step, now, failed)
-            if outcome is None:
-                outcome = one
-            else:
-                outcome.follow(one)
-        assert outcome is not None
-        return outcome
-
-    def _step(
-        self, chart: Chart, account: Account, happenings: Sequence[Happening], now: int, failed: dict[str, str] | None
-    ) -> Outcome:
-        woken = wake(self.book, chart, account.ledger, happenings, now)
-        for url in self._functions.waiting(chart.id):
-            if url in self.book.position:
-                woken.setdefault(self.book.position[url], Woken(None)).foci = None
-            else:
-                self._functions.drop(chart.id, url)
-        retired = [one.event.resource_id for one in happenings
-                   if one.event.resource_type == RULE_EVENT and one.event.resource_id not in self.book.position]  # fmt: skip
-        times = [one.event.updated for one in happenings if not one.event.resource_type.startswith("$")]
-
-        def call(rule: Rule, situation: Any, foci: Any) -> Any:
-            if failed and rule.url in failed:
-                raise ValueError(failed[rule.url])
-            return self._functions.call(rule, situation, foci)
-
-        arrived = min(times, default=now)
-        return run(self.book, chart, account, woken, now, arrived=arrived, call=call, retired=retired)
-
-    async def _finish(
-        self, rounds: Sequence[Outcome], charts: dict[str, Chart], of: dict[str, list[Happening]], now: int
-    ) -> None:
-        keys: list[Key] = []
-        current: dict[Key, Stored] = {}
-        for outcome in rounds:
-            account = self._accounts[outcome.patient]
-            keys += made.keys(outcome, account)
-            current.update(account.written)
-        if keys:
-            current.update((await fetch(self._database, keys=keys))[1])
-        puts: list[Put] = []
-        quiet: list[tuple[Event, str]] = []
-        loud: list[tuple[Event, str]] = []
-        entries: list[Entry] = []
-        written: list[tuple[str, str]] = []
-        fresh: dict[str, dict[Key, Stored]] = {}
-        for first in rounds:
-            patient = first.patient
-            outcome, effects = await self._effects(first, charts, of[patient], current, now)
-            account = self._accounts[patient]
-            body = dump(account.ledger)
-            events = [(one.event, patient) for one in of[patient]]
-            for url, _ in outcome.failed:
-                self.metrics.fail(url)
-            if body == account.body and not effects.puts:
-                quiet += events
-                continue
-            loud += events
-            entries.append(Entry(patient, body, account.ledger.next_due, account.ledger.dead))
-            puts += effects.puts
-            fresh[patient] = {
-                (put.stored.resource_type, put.stored.id): put.stored
-                for put in effects.puts
-                if put.stored.resource_type in REMEMBERED
-            }
-            written += effects.written
-        if entries:
-            until = time.time_ns() // 1_000_000 + self._lease
-            extras: list[Extra] = [self.ledgers.write(entries, self.name, until)]
-            if loud:
-                extras.append(self.outbox.acknowledge(loud))
-            await commit(self.server, puts, extras)
-            for entry in entries:
-                account = self._accounts[entry.patient]
-                account.body, account.suspect = entry.body, False
-                account.written.update(fresh[entry.patient])
-                self._held[entry.patient] = until
-        if quiet:
-            await self.outbox.done(quiet)
-        self._note(puts, charts, loud, quiet, written)
-
-    async def _effects(
-        self, outcome: Outcome, charts: dict[str, Chart], happenings: Sequence[Happening], current: dict[Key, Stored],
-        now: int,
-    ) -> tuple[Outcome, made.Effects]:  # fmt: skip
-        """The Puts of one round; run again where a person closed what it builds on, or a rule's result is refused."""
-        failed: dict[str, str] = {}
-        closed: dict[str, Slot] = {}
-        for _ in range(20):
-            try:
-                return outcome, made.effects(self.server, self.book, outcome, charts[outcome.patient], current, now)
-            except made.Again as again:
-                failed.update(again.failed)
-                closed.update({slot.key: slot for slot in again.closed})
-            patient = outcome.patient
-            self._charts.forget([patient])
-            account = self._accounts[patient] = self._accounts[patient].again()
-            for key, slot in closed.items():
-                known = account.ledger.slots.get(key)
-                if known is None or known.n < slot.n:
-                    account.ledger.slots[key] = slot
-                else:
-                    known.state, known.status = "closed", slot.status
-            charts.update(await self._charts.open(self.book, [patient], now))
-            rewind(charts[patient], happenings)
-            outcome = self._round(charts[patient], happenings, now, failed)
-            current.update((await fetch(self._database, keys=made.keys(outcome, account)))[1])
-        raise RuntimeError(f"the rules of Patient/{outcome.patient} come to no conclusion")
-
-    def _note(
-        self, puts: Sequence[Put], charts: dict[str, Chart], loud: Sequence[tuple[Event, str]],
-        quiet: Sequence[tuple[Event, str]], written: Sequence[tuple[str, str]],
-    ) -> None:  # fmt: skip
-        """Keeps the charts as the store now is; counts."""
-        for put in puts:
-            if put.stored.resource_type in self.book.needs or put.stored.resource_type == "Patient":
-                for patient in patients_of(put.stored):
-                    chart = charts.get(patient)
-                    if chart is not None:
-                        chart.put_stored(put.stored)
-        for chart in charts.values():
-            self._charts.keep(chart)
-        now = self._now()
-        self.metrics.events.inc(len(loud) + len(quiet))
-        for event, _ in loud:
-            if not event.resource_type.startswith("$"):
-                self.metrics.effect(max(0, now - event.updated) / 1000)
-        for url, resource_type in written:
-            self.metrics.fire(url, resource_type)
+        await super().work(patients)

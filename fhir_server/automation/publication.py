@@ -1,0 +1,49 @@
+"""What may be published as a rule: it compiles, and no version ever says two things.
+
+An old version is never overwritten, because what it did still names it (hooks: versions).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fhir_server.automation.definitions import Definitions, version_key
+from fhir_server.automation.plans import check as check_plan
+from fhir_server.errors import Issue
+from fhir_server.model.resource import Resource
+
+DEFINITIONS = ("PlanDefinition", "ActivityDefinition", "Library", "ValueSet")
+
+
+def check(resource: Resource, definitions: Definitions) -> list[Issue]:
+    """For the validator. A draft is not run, so that what keeps it from running is only a warning."""
+    if resource.get("resourceType") not in DEFINITIONS:
+        return []
+    reasons = check_plan(resource, definitions)
+    if resource.get("status") != "active":
+        reasons = [replace(issue, severity="warning") if issue.is_error else issue for issue in reasons]
+    return [*_overwritten(resource, definitions), *reasons]
+
+
+def _overwritten(resource: Resource, definitions: Definitions) -> list[Issue]:
+    """A version says the same for ever: what it did still names it. Only its status and metadata may change."""
+    if "url" not in resource or "version" not in resource:
+        return []
+    url, version = str(resource["url"]), str(resource["version"])
+    known = definitions.find(url, str(resource["resourceType"]))
+    if known is not None and known.get("id") == resource.get("id"):
+        newest = str(known.get("version", ""))
+        if version_key(version) < version_key(newest):
+            text = f"{url} is at version {newest}; {version} would go back. Publish what you want to have again as a new version"
+            return [Issue("error", "business-rule", text, (f"{resource['resourceType']}.version",))]
+    known = definitions.exactly(url, version)
+    if known is None or known.get("id") != resource.get("id") or _substance(known) == _substance(resource):
+        return []
+    text = f"{url} version {version} exists and says something else; give what you changed a new version"
+    return [Issue("error", "business-rule", text, (f"{resource['resourceType']}.version",))]
+
+
+def _substance(resource: Resource) -> dict[str, Any]:
+    apart = ("meta", "text", "status", "date", "publisher", "contact", "approvalDate", "lastReviewDate", "experimental")
+    return {key: value for key, value in resource.items() if key not in apart}
