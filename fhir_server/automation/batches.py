@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fhir_server.automation import effects as made
@@ -27,12 +28,22 @@ from fhir_server.interactions.write import commit
 from fhir_server.model.dates import milliseconds
 from fhir_server.store.ledgers import Entry, Ledgers
 from fhir_server.store.outbox import Outbox, Taken
-from fhir_server.store.protocol import Changed, Event, Extra, Key, Put, Stored
+from fhir_server.store.protocol import Changed, Event, Extra, Key, Stored
 from fhir_server.store.records import fetch
 
 MOST_HELD = 3_000  # patients of whom is remembered what was written
 REMEMBERED = frozenset({*WITHDRAWN, "Provenance"})
+MOST_PUTS = 48  # versions in one transaction; large ones hold up everybody and strain WiredTiger's cache
 NO_PATIENT = ""  # stands for events of no patient
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What is to be committed for one patient."""
+
+    entry: Entry
+    effects: made.Effects
+    events: list[tuple[Event, str]]
 
 
 class Batches:
@@ -225,12 +236,8 @@ class Batches:
             current.update(account.written)
         if keys:
             current.update((await fetch(self._database, keys=keys))[1])
-        puts: list[Put] = []
         quiet: list[tuple[Event, str]] = []
-        loud: list[tuple[Event, str]] = []
-        entries: list[Entry] = []
-        written: list[tuple[str, str]] = []
-        fresh: dict[str, dict[Key, Stored]] = {}
+        results: list[_Result] = []
         for first in rounds:
             patient = first.patient
             outcome, effects = await self._effects(first, charts, of[patient], current, now)
@@ -241,30 +248,33 @@ class Batches:
                 self.metrics.fail(url)
             if body == account.body and not effects.puts:
                 quiet += events
-                continue
-            loud += events
-            entries.append(Entry(patient, body, account.ledger.next_due, account.ledger.dead))
-            puts += effects.puts
-            fresh[patient] = {
-                (put.stored.resource_type, put.stored.id): put.stored
-                for put in effects.puts
-                if put.stored.resource_type in REMEMBERED
-            }
-            written += effects.written
-        if entries:
-            until = time.time_ns() // 1_000_000 + self._lease
-            extras: list[Extra] = [self.ledgers.write(entries, self.name, until)]
-            if loud:
-                extras.append(self.outbox.acknowledge(loud))
-            await commit(self.server, puts, extras)
-            for entry in entries:
-                account = self._accounts[entry.patient]
-                account.body, account.suspect = entry.body, False
-                account.written.update(fresh[entry.patient])
-                self._held[entry.patient] = until
+            else:
+                entry = Entry(patient, body, account.ledger.next_due, account.ledger.dead)
+                results.append(_Result(entry, effects, events))
+        for portion in _portions(results):
+            await self._commit(portion)
+            self._note(portion, charts)
         if quiet:
             await self.outbox.done(quiet)
-        self._note(puts, charts, loud, quiet, written)
+            self.metrics.events.inc(len(quiet))
+        for chart in charts.values():
+            self._charts.keep(chart)
+
+    async def _commit(self, results: Sequence[_Result]) -> None:
+        """Effects, ledgers and the end of the events: one transaction."""
+        until = time.time_ns() // 1_000_000 + self._lease
+        extras: list[Extra] = [self.ledgers.write([one.entry for one in results], self.name, until)]
+        events = [event for one in results for event in one.events]
+        if events:
+            extras.append(self.outbox.acknowledge(events))
+        await commit(self.server, [put for one in results for put in one.effects.puts], extras)
+        for one in results:
+            account = self._accounts[one.entry.patient]
+            account.body, account.suspect = one.entry.body, False
+            for put in one.effects.puts:
+                if put.stored.resource_type in REMEMBERED:
+                    account.written[put.stored.resource_type, put.stored.id] = put.stored
+            self._held[one.entry.patient] = until
 
     async def _effects(
         self, outcome: Outcome, charts: dict[str, Chart], happenings: Sequence[Happening], current: dict[Key, Stored],
@@ -294,23 +304,33 @@ class Batches:
             current.update((await fetch(self._database, keys=made.keys(outcome, account)))[1])
         raise RuntimeError(f"the rules of Patient/{outcome.patient} come to no conclusion")
 
-    def _note(
-        self, puts: Sequence[Put], charts: dict[str, Chart], loud: Sequence[tuple[Event, str]],
-        quiet: Sequence[tuple[Event, str]], written: Sequence[tuple[str, str]],
-    ) -> None:  # fmt: skip
-        """Keeps the charts as the store now is; counts."""
-        for put in puts:
-            if put.stored.resource_type in self.book.needs or put.stored.resource_type == "Patient":
-                for patient in patients_of(put.stored):
-                    chart = charts.get(patient)
-                    if chart is not None:
-                        chart.put_stored(put.stored)
-        for chart in charts.values():
-            self._charts.keep(chart)
+    def _note(self, results: Sequence[_Result], charts: dict[str, Chart]) -> None:
+        """Brings the charts to what the store now has; counts."""
         now = self._now()
-        self.metrics.events.inc(len(loud) + len(quiet))
-        for event, _ in loud:
-            if not event.resource_type.startswith("$"):
-                self.metrics.effect(max(0, now - event.updated) / 1000)
-        for url, resource_type in written:
-            self.metrics.fire(url, resource_type)
+        for one in results:
+            for put in one.effects.puts:
+                if put.stored.resource_type in self.book.needs or put.stored.resource_type == "Patient":
+                    for patient in patients_of(put.stored):
+                        chart = charts.get(patient)
+                        if chart is not None:
+                            chart.put_stored(put.stored)
+            self.metrics.events.inc(len(one.events))
+            for event, _ in one.events:
+                if not event.resource_type.startswith("$"):
+                    self.metrics.effect(max(0, now - event.updated) / 1000)
+            for url, resource_type in one.effects.written:
+                self.metrics.fire(url, resource_type)
+
+
+def _portions(results: Sequence[_Result]) -> Iterator[list[_Result]]:
+    """Patients together until there are enough versions for one transaction."""
+    portion: list[_Result] = []
+    count = 0
+    for one in results:
+        if portion and count + len(one.effects.puts) > MOST_PUTS:
+            yield portion
+            portion, count = [], 0
+        portion.append(one)
+        count += len(one.effects.puts)
+    if portion:
+        yield portion

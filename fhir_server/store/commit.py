@@ -21,7 +21,6 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import BulkWriteError, ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError
-from pymongo.operations import ReplaceOne
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -36,6 +35,7 @@ Work = tuple[Sequence[Put], Sequence[Extra]]
 
 LARGE = 50  # Puts in one commit beyond which it does not share a transaction
 LARGE_AT_ONCE = 4  # 24 bundles of 801 entries by 20 clients: 5 committed without this limit, 24 with it (hfs)
+MOST_REMOVED = 500  # documents in one delete command
 CHUNK_BYTES = 12_000_000  # of one insert command; MongoDB takes 48 MB
 TRY_FOR_SECONDS = 30.0  # a primary's step-down or mongod's restart is waited out
 DURABLE = WriteConcern(w="majority", j=True)
@@ -125,7 +125,7 @@ class Committer:
 
     async def _write(self, session: AsyncClientSession, works: list[Work], events: list[list[Event]]) -> None:
         inserts: dict[str, list[Document]] = {}
-        replaces: dict[str, list[ReplaceOne[Document]]] = {}
+        replaced: dict[str, list[Document]] = {}
         history: list[Document] = []
         claims: list[Claim] = []
         for puts, _ in works:
@@ -136,18 +136,17 @@ class Committer:
                     inserts.setdefault(name, []).append(document)
                 else:
                     expected = {d.ID: put.stored.id, d.VERSION: put.previous.version}
-                    replaces.setdefault(name, []).append(ReplaceOne(expected, document))
+                    replaced.setdefault(name, []).append(expected)
+                    inserts.setdefault(name, []).append(document)
                     history.append(d.superseded(put.previous))
                 if put.claim is not None:
                     claims.append(put.claim)
         for claim in claims:
             await self._claim(session, claim)
+        for name, expected_ones in replaced.items():
+            await self._remove(session, name, expected_ones)
         for name, documents in inserts.items():
             await self._insert(session, name, documents)
-        for name, operations in replaces.items():
-            result = await self._database[name].bulk_write(operations, ordered=False, session=session)
-            if result.matched_count != len(operations):
-                raise Changed([(name, str(operation._filter[d.ID])) for operation in operations])
         if history:
             await self._insert(session, d.HISTORY, history)
         outbox = [
@@ -161,6 +160,20 @@ class Committer:
         for _, extras in works:
             for extra in extras:
                 await extra(session)
+
+    async def _remove(self, session: AsyncClientSession, name: str, expected: list[Document]) -> None:
+        """Takes the superseded versions out, to be followed by an insert in the same transaction.
+
+        An update within a transaction costs MongoDB 6 2.6 ms with the 54 indexes of Observation, whatever it changes;
+        a delete and an insert cost 0.3 ms (decision 0012).
+        """
+        for start in range(0, len(expected), MOST_REMOVED):
+            some = expected[start : start + MOST_REMOVED]
+            result = await self._database[name].delete_many(
+                {"$or": some} if len(some) > 1 else some[0], session=session
+            )
+            if result.deleted_count != len(some):
+                raise Changed([(name, str(one[d.ID])) for one in expected])
 
     async def _insert(self, session: AsyncClientSession, name: str, documents: list[Document]) -> None:
         collection = self._database[name]
