@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from fhir_server.cli import options, population
+from fhir_server.cli import options, population, showcase
 from fhir_server.cli import token as tokens
 from fhir_server.cli.answering import base_url
 from fhir_server.cli.authority import with_authority
@@ -94,9 +94,11 @@ def _fill(settings: Settings) -> None:
         note = AUTHORIZED.format(file=file)
     try:
         asyncio.run(_load(base, token))
+        shown = asyncio.run(_show(base, token)) if settings.automation else ""
     except (Refused, FhirError) as refused:
         print(f"The sample population could not be loaded: {refused}", file=sys.stderr)
         return
+    print(shown)
     print(NEXT.format(base=base, curl=curl, data_dir=settings.data_dir, note=note), flush=True)
 
 
@@ -117,6 +119,12 @@ async def _load(base: str, token: str) -> None:
         with meter(total) as shown:
             report = await _send(client, bundles, shown)
         conclude(report, time.monotonic() - began)
+
+
+async def _show(base: str, token: str) -> str:
+    async with connect(base, token) as client:
+        await client.get("$await-hooks?timeout=60")  # what the population itself gave rise to
+        return await showcase.show(client)
 
 
 async def _is_there(client: Client) -> bool:

@@ -31,9 +31,9 @@ SELF_MEASURING = ("hypertension", "hypertension_diabetes", "kidney")
 def bundles(seed: int = SEED, today: date = TODAY) -> Iterator[tuple[str, bytes]]:
     """(name, JSON of a transaction Bundle), the clinic first. `today` is the day the story ends."""
     clinic = [records.organization(), *({**row, "meta": records.TEST_DATA} for row in practitioners())]
-    yield "clinic", _transaction(clinic)
+    yield "clinic", transaction(clinic)
     for person in people():
-        yield person.id, _transaction(list(story(person, seed, today)))
+        yield person.id, transaction(list(story(person, seed, today)))
 
 
 def story(person: Person, seed: int, today: date) -> Iterator[Json]:
@@ -76,7 +76,7 @@ def _check_up(person: Person, visit: Visit, day: date, dice: Dice) -> Iterator[J
         yield records.phq9(person, visit, day, dice, COURSES[person.course].low_mood)
 
 
-def _transaction(resources: list[Json]) -> bytes:
+def transaction(resources: list[Json]) -> bytes:
     entries = [
         {
             "fullUrl": f"http://example.org/sample/{resource['resourceType']}/{resource['id']}",
