@@ -39,9 +39,9 @@ class Moment:
         """The first definition that gives a value; otherwise nothing, with every problem met on the way."""
         problems: tuple[str, ...] = ()
         for definition in definitions:
-            found = self._found.get(id(definition))
+            found = self._found.get(definition.same)
             if found is None:
-                found = self._found[id(definition)] = self._look(definition)
+                found = self._found[definition.same] = self._look(definition)
             if found.values:
                 return found
             problems += found.problems

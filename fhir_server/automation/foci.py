@@ -14,9 +14,10 @@ def newest(triggers: Iterable[Trigger], chart: Chart, now: int) -> Reading | Non
     """The triggering resource with the latest time of its own that is not in the future."""
     best: Reading | None = None
     for trigger in triggers:
+        others = trigger.filters[1:] if indexed(trigger.filters) is not None else trigger.filters
         for listed in _lists(trigger, chart):
             for reading in reversed(listed):
-                if reading.usable and reading.at <= now + AHEAD and trigger.matches(reading):
+                if reading.usable and reading.at <= now + AHEAD and all(one.matches(reading) for one in others):
                     if best is None or best < reading:
                         best = reading
                     break

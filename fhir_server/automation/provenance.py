@@ -46,7 +46,7 @@ def provenance(
 
 def section(rule: str, rule_id: str, event: str, sources: Sequence[str], trails: Iterable[Trail]) -> Element:
     """What one rule has to say about the patient's tags."""
-    parts = _told(rule, event, trails)
+    parts = [part for part in _told(rule, event, trails) if _held(part)]
     parts += [{"url": structure("input"), "valueReference": {"reference": one}} for one in sources[:MOST_SOURCES]]
     if rule_id:
         parts.append({"url": structure("rule-id"), "valueString": rule_id})
@@ -88,6 +88,11 @@ def _told(rule: str, event: str, trails: Iterable[Trail]) -> list[dict[str, Any]
             parts.append({"url": "result", "valueBoolean": result})
             extension.append({"url": structure("condition-seen"), "extension": parts})
     return extension
+
+
+def _held(part: Element) -> bool:
+    """What was tried and did not hold is left out: there are many rules, and this is about the tags they set."""
+    return part["url"] != structure("condition-seen") or bool(value(part["extension"][-1]))
 
 
 def _rule(rule: str, rule_id: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fhir_server.automation.chart import Chart, Reading, codes
 from fhir_server.automation.formulas import Formula
@@ -36,6 +36,9 @@ class Filter:
         return any(self.codes.has(code) for code in found)
 
 
+_same: dict[Any, int] = {}  # grows with the variety of the content, not with patients
+
+
 def indexed(filters: Sequence[Filter]) -> frozenset[Code] | None:
     """The codes of the first filter, where the index of codes answers it; None where every resource must be looked at."""
     return filters[0].indexed if filters else None
@@ -43,7 +46,10 @@ def indexed(filters: Sequence[Filter]) -> frozenset[Code] | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FactDefinition:
-    """What to look for and how to make one value of it. `within` in ms, 0 for any age; compared by identity."""
+    """What to look for and how to make one value of it. `within` in ms, 0 for any age.
+
+    `same` is one number for all definitions that ask for the same, whatever they call it: libraries overlap.
+    """
 
     name: str
     type: str
@@ -60,6 +66,13 @@ class FactDefinition:
     at_least: int = 1
     distinct_days: int = 1
     day_first_dropped: bool = False
+    same: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        texts = tuple(None if one is None else one.text for one in (self.value, self.formula, self.where))
+        key = (self.type, self.filters, self.within, self.limit, self.aggregate, self.component, self.unit,
+               self.molar_mass, texts, self.at_least, self.distinct_days, self.day_first_dropped)  # fmt: skip
+        object.__setattr__(self, "same", _same.setdefault(key, len(_same)))
 
     def candidates(self, chart: Chart) -> list[Reading]:
         """Oldest first; by the index of codes where the first filter allows it."""

@@ -41,12 +41,12 @@ def fits(where: Formula, reading: Reading) -> bool:
 
 def value(definition: FactDefinition, reading: Reading, problems: list[str]) -> Any:
     """One reading's value, None if it has none that can be used. Kept with the reading: charts outlive a pass."""
-    known = reading.memo.get(id(definition), _UNKNOWN)
+    known = reading.memo.get(definition.same, _UNKNOWN)
     if known is not _UNKNOWN:
-        value, problem, _ = known
+        value, problem = known
     else:
         value, problem = _work_out(definition, reading)
-        reading.memo[id(definition)] = (value, problem, definition)  # the definition too, so that its id stays taken
+        reading.memo[definition.same] = (value, problem)
     if problem:
         problems.append(problem)
     return value
