@@ -198,7 +198,7 @@ class Facts:
 
     def sources(self) -> list[Reading]:
         """Every resource that was asked for and used, without repetition."""
-        return list({id(r): r for found in self.used.values() for r in found.sources}.values())
+        return list({r.key: r for found in self.used.values() for r in found.sources}.values())
 
 
 def temporal(milliseconds: int) -> Temporal:
