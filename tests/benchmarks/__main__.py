@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +20,9 @@ import httpx
 
 from fhir_server.cli import population
 from fhir_server.model.resource import dump, load
-from tests.benchmarks import check_up
+from fhir_server.search.index import index
+from fhir_server.search.registry import standard
+from tests.benchmarks import check_up, hooks
 from tests.benchmarks.load import measure
 from tests.cli.conftest import Process, call
 
@@ -183,15 +186,98 @@ def content(bench: Bench) -> Iterator[Line]:
     )
 
 
+def timeline(bench: Bench) -> Iterator[Line]:
+    """What a chronic-care dashboard asks: this patient's results of this code, newest first."""
+    with bench.server("--workers", 2, name="timeline") as server:
+        for name, body in list(population.bundles())[:4]:
+            httpx.post(server.base, content=body, headers={"Content-Type": "application/fhir+json"}, timeout=60)
+            assert name
+        url = f"{server.base}/Observation?patient=sample-01&code=http://loinc.org%7C85354-9&_sort=-date&_count=20"
+        found = measure(url, connections=64, seconds=bench.seconds)
+    yield Line(
+        "patient + code, newest 20, 64 connections, 2 workers",
+        f"{found.rate:,.0f}/s; p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms",
+        "at least 1,000/s",
+        found.rate >= 1000 and not found.failed,
+    )
+
+
+def extraction(bench: Bench) -> Iterator[Line]:
+    """What finding the search entries takes of the whole time that one worker spends on a create."""
+    resource = {**load(observation()), "id": "x"}
+    registry = standard()
+
+    def spent(work: Callable[[], object], rounds: int = 3000) -> float:
+        work()
+        started = time.perf_counter()
+        for _ in range(rounds):
+            work()
+        return (time.perf_counter() - started) / rounds * 1e6
+
+    entries = spent(lambda: index(registry, resource))
+    with bench.server(name="extraction") as server:
+        url = f"{server.base}/Observation"
+        found = measure(url, connections=32, seconds=bench.seconds, method="POST", body=observation())
+    whole = 1e6 / found.rate
+    yield Line(
+        "search entries, share of a create, 1 worker",
+        f"{entries:.0f} µs of {whole:.0f} µs = {entries / whole:.0%}",
+        "less than 25 %",
+        entries < whole / 4,
+    )
+
+
+def growth(bench: Bench) -> Iterator[Line]:
+    """Only when asked for: minutes, and some GB of disk (`--only growth`)."""
+    command = [sys.executable, "-m", "tests.benchmarks.scale", "--rounds", "100"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    worst = float(told[-1].split()[2].rstrip(";"))
+    yield from (Line(line, "") for line in told[2:-1])
+    yield Line(
+        "20 queries, p50 at 10,000 and at 1,000,000 Observations", f"worst ratio {worst}", "below 1.3", worst < 1.3
+    )
+
+
+def hooked(bench: Bench) -> Iterator[Line]:
+    """The hooks with the whole content on: lag under a steady load, the drain of a burst, commands of the database."""
+    with bench.server(automation=True, name="hooks-steady") as server:
+        lag = hooks.steady(server.base, 200, max(5, bench.seconds))
+    yield Line(
+        "hooks, 200 blood pressures/s: commit to effect, 1 worker",
+        f"p50 {lag.p50:.0f} ms, p99 {lag.p99:.0f} ms at {lag.rate:,.0f}/s",
+        "p50 under 20 ms, p99 under 100 ms",
+        lag.p50 < 20 and lag.p99 < 100,
+    )
+    with bench.server("--workers", 2, name="hooks-burst") as server:
+        created = hooks.burst(server.base, 10_000)
+    with bench.server("--workers", 2, automation=True, name="hooks-burst") as server:
+        drained = hooks.drain(server.base, 10_000)
+    yield Line(
+        "hooks, a burst of 10,000, 2 workers: drained",
+        f"{drained:,.0f}/s (created at {created:,.0f}/s)",
+        "at least half the create rate",
+        drained >= created / 2,
+    )
+    counted = hooks.commands(bench.folder / "hooks-commands")
+    yield Line(
+        "hooks, database commands, the create included",
+        f"{counted['one']:.0f} for one reading; {counted['batch']:.1f} a reading of 64 at once",
+    )
+
+
 ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "validation": validation,
     "ready": ready,
     "read": read,
     "search": search,
+    "timeline": timeline,
+    "extraction": extraction,
     "create": create,
     "load": loading,
     "content": content,
+    "growth": growth,
 }
+ON_REQUEST = frozenset({"growth"})
 
 
 def main() -> int:
@@ -203,7 +289,7 @@ def main() -> int:
     print(f"{'what':<56} {'measured':<64} wanted")
     with tempfile.TemporaryDirectory(prefix="fhir-bench-") as folder:
         bench = Bench(args.seconds, Path(folder), data if os.environ.get("FHIR_SPEC_DATA") and data.is_dir() else None)
-        for name in args.only or ROWS:
+        for name in args.only or [name for name in ROWS if name not in ON_REQUEST]:
             for line in ROWS[name](bench):
                 verdict = "" if line.good is None else " ✓" if line.good else " ✗"
                 print(f"{line.what:<56} {line.measured:<64} {line.wanted}{verdict}", flush=True)
