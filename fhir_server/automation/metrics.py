@@ -33,7 +33,7 @@ class Metrics(Collector):
         self.commands: Tally[str] = Tally()
         self.fired: Tally[str] = Tally()
         self.failed: Tally[str] = Tally()
-        self.lags: deque[float] = deque(maxlen=10_000)
+        self.lags: deque[float] = deque(maxlen=1_000)
 
     def effect(self, seconds: float) -> None:
         self.lag.observe(seconds)

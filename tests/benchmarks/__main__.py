@@ -275,6 +275,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "create": create,
     "load": loading,
     "content": content,
+    "hooks": hooked,
     "growth": growth,
 }
 ON_REQUEST = frozenset({"growth"})
