@@ -250,27 +250,35 @@ class _Walk:
         source = used[0].reference if used else reference
         if focus is not None and any(one.key == focus.key for one in used):
             source = focus.reference
-        resource = build(
-            activity, self.facts, rule=self._rule.canonical, patient=self._situation.chart.id, focus=reference,
-            focus_at=focus.at if focus is not None else self._situation.now, source=source, dynamic=action.dynamic,
-            occurs=occurs,
-        )  # fmt: skip
+        at = focus.at if focus is not None else self._situation.now
+        resource = self._built(action, activity, reference, at, source, occurs)
         sources = tuple(one.reference for one in self.facts.sources())
         self._add(id, resource, sources)
 
-    def _add(self, id: str, resource: dict[str, Any], sources: tuple[str, ...]) -> None:
+    def _built(
+        self, action: Action, activity: Activity, focus: str, focus_at: int | None, source: str, occurs: int | None
+    ) -> dict[str, Any]:
+        return build(
+            activity, self.facts, rule=self._rule.canonical, patient=self._situation.chart.id, focus=focus,
+            focus_at=focus_at, source=source, dynamic=action.dynamic, occurs=occurs,
+        )  # fmt: skip
+
+    def _add(self, id: str, resource: dict[str, Any], sources: tuple[str, ...], within: int | None = None) -> None:
         focus = self._focus
         self._decision.proposals.append(
             Propose(
                 id, resource, self._scope,
                 focus.reference if focus is not None else "", focus.at if focus is not None else 0,
-                self._raises, sources, Trail(self.facts, self._steps),
+                self._raises, sources, Trail(self.facts, self._steps), within,
             )
         )  # fmt: skip
 
     def _missing(self, action: Action, activity: Activity, english: list[str], chinese: list[str]) -> None:
+        """What is missing is about the patient and due from when it was first missed: no reading renews it."""
         self.facts.extra.update(missing=english, missing_zh=chinese)
-        self._propose(action, f"{action.id}.missing", activity)
+        patient = f"Patient/{self._situation.chart.id}"
+        resource = self._built(action, activity, patient, None, patient, None)
+        self._add(f"{action.id}.missing", resource, (), activity.due)
 
     def _assess(self, action: Action) -> None:
         assert action.assess is not None

@@ -71,15 +71,19 @@ def build(
     rule: str,
     patient: str,
     focus: str,
-    focus_at: int,
+    focus_at: int | None,
     source: str,
     dynamic: tuple[Dynamic, ...] = (),
     occurs: int | None = None,
 ) -> Resource:
-    """The resource as it should be now. `occurs` (ms): when a message may go out."""
+    """The resource as it should be now. `focus_at` (ms): what its due time is counted from; None: from when it is raised.
+
+    `occurs` (ms): when a message may go out.
+    """
     text, sibling = _text(activity, facts)
     subject = {"reference": f"Patient/{patient}"}
-    due = instant((occurs if occurs is not None else focus_at) + activity.due) if activity.due is not None else None
+    since = occurs if occurs is not None else focus_at
+    due = instant(since + activity.due) if activity.due is not None and since is not None else None
     resource = _MAKERS[activity.creates](activity, rule, subject, focus, source, due, text, sibling, occurs)
     if activity.creates != "Task":  # R4's Task has an element for it
         resource["extension"] = [{"url": structure("instantiates-activity"), "valueCanonical": activity.canonical}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fhir_server.model.resource import Resource
 from fhir_server.store.protocol import Key
@@ -13,11 +13,28 @@ from fhir_server.store.protocol import Key
 EPISODES = frozenset({"Task", "CommunicationRequest", "ServiceRequest", "CarePlan"})
 
 
+class Seen(NamedTuple):
+    """A condition with the values it saw, as one line of text: `✓ %age >= 35 ∵ age = 50`; `✗` where it did not hold."""
+
+    expression: str
+    saw: str
+    result: bool
+
+    def __str__(self) -> str:
+        text = f"{'✓' if self.result else '✗'} {' '.join(self.expression.split())}"
+        return f"{text} ∵ {' '.join(self.saw.split())}" if self.saw else text
+
+    @classmethod
+    def parse(cls, line: str) -> Seen:
+        expression, _, saw = line[2:].partition(" ∵ ")
+        return cls(expression, saw, line.startswith("✓"))
+
+
 class Trail(Protocol):
     """How a rule came to a conclusion: worked out as text only if somebody writes it down."""
 
-    def lines(self) -> list[tuple[str, str, bool]]:
-        """(expression, values it saw, result) of each condition on the way."""
+    def lines(self) -> Sequence[Seen]:
+        """Each condition on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +63,8 @@ class Propose:
     """A resource that should be there. `resource` has no id, identifier or meta: those are the engine's.
 
     `action` names it within its rule; with `scope` (a reference, or empty) it is its identity for this patient.
-    `focus` is what triggered it; `raises` is false where that is too old to start anything new.
+    `focus` is what triggered it; `raises` is false where that is too old to start anything new. `within`: a Task is due
+    so many ms after it was raised, whatever else arrives in between.
     """
 
     action: str
@@ -57,6 +75,7 @@ class Propose:
     raises: bool = True
     sources: tuple[str, ...] = ()  # references of every input
     trail: Trail | None = None
+    within: int | None = None
 
 
 Proposal = Tag | Interpretation | Propose

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fhir_server.automation.ledger import identity
-from fhir_server.automation.proposals import Trail
+from fhir_server.automation.proposals import Seen, Trail
 from fhir_server.automation.vocabulary import DEVICE, Element, split_canonical, structure, value
 from fhir_server.model.dates import instant
 from fhir_server.model.resource import Resource
@@ -41,12 +41,14 @@ def provenance(
 ) -> Resource:
     """One Provenance a derived resource; its own history follows the resource's."""
     entities = [_rule(rule, rule_id), *(_source(source) for source in sources[:MOST_SOURCES])]
-    return _resource(id, target, [rule], _told(rule, event, trails), entities, now, withdrawn)
+    told = _told(rule, event, [trail.lines() for trail in trails])
+    return _resource(id, target, [rule], told, entities, now, withdrawn)
 
 
 def section(rule: str, rule_id: str, event: str, sources: Sequence[str], trails: Iterable[Trail]) -> Element:
     """What one rule has to say about the patient's tags."""
-    parts = [part for part in _told(rule, event, trails) if _held(part)]
+    # What was tried and did not hold is left out: there are many rules, and this is about the tags they set.
+    parts = _told(rule, event, [[seen for seen in trail.lines() if seen.result] for trail in trails])
     parts += [{"url": structure("input"), "valueReference": {"reference": one}} for one in sources[:MOST_SOURCES]]
     if rule_id:
         parts.append({"url": structure("rule-id"), "valueString": rule_id})
@@ -75,32 +77,24 @@ def of_tags(
     return {name: content for name, content in made.items() if content}
 
 
-def _told(rule: str, event: str, trails: Iterable[Trail]) -> list[dict[str, Any]]:
+def _told(rule: str, event: str, trails: Iterable[Iterable[Seen]]) -> list[dict[str, Any]]:
+    """One text for all conditions: an extension for each would be most of what a write costs."""
     extension: list[dict[str, Any]] = [
         {"url": structure("rule"), "valueCanonical": rule},
         {"url": structure("event"), "valueString": event},
     ]
-    for trail in trails:
-        for expression, saw, result in trail.lines():
-            parts: list[dict[str, Any]] = [{"url": "expression", "valueString": expression}]
-            if saw:
-                parts.append({"url": "saw", "valueString": saw})
-            parts.append({"url": "result", "valueBoolean": result})
-            extension.append({"url": structure("condition-seen"), "extension": parts})
+    lines = [str(seen) for trail in trails for seen in trail]
+    if lines:
+        extension.append({"url": structure("conditions-seen"), "valueString": "\n".join(lines)})
     return extension
 
 
-def _held(part: Element) -> bool:
-    """What was tried and did not hold is left out: there are many rules, and this is about the tags they set."""
-    return part["url"] != structure("condition-seen") or bool(value(part["extension"][-1]))
-
-
 def _rule(rule: str, rule_id: str) -> dict[str, Any]:
-    url, version = split_canonical(rule)
-    what: dict[str, Any] = {"reference": f"PlanDefinition/{rule_id}"} if rule_id else {}
-    what["identifier"] = {"system": "urn:ietf:rfc:3986", "value": url}
-    what["display"] = f"version {version}" if version else url
-    return {"role": "derivation", "what": what}
+    """`policy` has the canonical with its version."""
+    if rule_id:
+        return {"role": "derivation", "what": {"reference": f"PlanDefinition/{rule_id}"}}
+    identifier = {"system": "urn:ietf:rfc:3986", "value": split_canonical(rule)[0]}
+    return {"role": "derivation", "what": {"identifier": identifier}}
 
 
 def _source(reference: str) -> dict[str, Any]:
@@ -121,7 +115,7 @@ def _resource(
         "agent": [
             {
                 "type": {"coding": [{"system": _TYPES, "code": "assembler"}]},
-                "who": {"reference": DEVICE, "display": "Automation of this server"},
+                "who": {"reference": DEVICE},
             }
         ],
         "entity": entities,

@@ -128,6 +128,8 @@ def realize(change: Change, existing: Resource | None, now: int, patient: str) -
     if change.proposal is None:
         return None if existing is None else withdrawn(existing)
     made = change.proposal.resource
+    if change.proposal.within is not None and change.key[0] == "Task":
+        made = {**made, "restriction": {"period": {"end": instant(slot.begun + change.proposal.within)}}}
     resource_type, id = change.key
     identifier = {"system": IDENTIFIERS, "value": f"{slot.key}|{patient}|{change.n}"}
     if existing is None or resource_type not in EPISODES:

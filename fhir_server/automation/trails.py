@@ -8,6 +8,7 @@ from typing import Any
 from fhir_server.automation.facts import Facts
 from fhir_server.automation.follow_up import shown
 from fhir_server.automation.formulas import Formula
+from fhir_server.automation.proposals import Seen
 
 
 class Trail:
@@ -19,14 +20,14 @@ class Trail:
         self._facts = facts
         self._steps = tuple(steps)
 
-    def lines(self) -> list[tuple[str, str, bool]]:
+    def lines(self) -> list[Seen]:
         lines = []
         for step, result in self._steps:
             if isinstance(step, str):
-                lines.append((step, "", result))
+                lines.append(Seen(step, "", result))
                 continue
             saw = ", ".join(f"{name} = {_text(self._facts.variable(name))}" for name in step.names)
-            lines.append((step.text, saw, result))
+            lines.append(Seen(step.text, saw, result))
         return lines
 
 

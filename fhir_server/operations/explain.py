@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fhir_server.automation import worker_of
+from fhir_server.automation.proposals import Seen
 from fhir_server.automation.provenance import provenance_id, tags_provenance_id
 from fhir_server.automation.tags import set_by_rule
 from fhir_server.automation.vocabulary import IDENTIFIERS, split_canonical, structure, value
@@ -67,11 +68,7 @@ def _values(section: Sequence[Any], name: str) -> list[Any]:
 
 def _told(server: Server, section: Sequence[Any], provenance: Resource, tags: str) -> Iterator[dict[str, Any]]:
     rule, event = _values(section, "rule")[0], _values(section, "event")[0]
-    seen = [
-        {one["url"]: value(one) for one in part["extension"]}
-        for part in section
-        if part["url"] == structure("condition-seen")
-    ]
+    seen = [Seen.parse(line) for text in _values(section, "conditions-seen") for line in str(text).splitlines()]
     url, version = split_canonical(rule)
     known = worker_of(server).book.by_url.get(url)
     title = known.title if known is not None else url
@@ -83,10 +80,10 @@ def _told(server: Server, section: Sequence[Any], provenance: Resource, tags: st
     yield {"name": "event", "valueString": event}
     yield {"name": "recorded", "valueInstant": provenance["recorded"]}
     for one in seen:
-        part = [{"name": "expression", "valueString": one["expression"]}]
-        if one.get("saw"):
-            part.append({"name": "saw", "valueString": one["saw"]})
-        part.append({"name": "result", "valueBoolean": one["result"]})
+        part: list[dict[str, Any]] = [{"name": "expression", "valueString": one.expression}]
+        if one.saw:
+            part.append({"name": "saw", "valueString": one.saw})
+        part.append({"name": "result", "valueBoolean": one.result})
         yield {"name": "condition", "part": part}
     inputs = _values(section, "input") or [
         entity["what"] for entity in provenance.get("entity", ()) if entity.get("role") == "source"
@@ -94,9 +91,5 @@ def _told(server: Server, section: Sequence[Any], provenance: Resource, tags: st
     yield from ({"name": "input", "valueReference": what} for what in inputs)
     ended = any(c.get("code") == "ABORT" for c in provenance.get("activity", {}).get("coding", ()))
     lines = [f"{title} (version {version or 'none'}) {'withdrew it' if ended else 'says so'} because:"]
-    lines += [f"- {one['expression']} is {str(one['result']).lower()}{_saw(one)}" for one in seen]
+    lines += [f"- {one.expression} is {str(one.result).lower()}{f' ({one.saw})' if one.saw else ''}" for one in seen]
     yield {"name": "text", "valueString": "\n".join(lines)}
-
-
-def _saw(one: dict[str, Any]) -> str:
-    return f" ({one['saw']})" if one.get("saw") else ""

@@ -18,36 +18,12 @@ from fhir_server.search.text import MOST_WORDS, fold, has_han, plain, words
 TEXT, CONTENT = "_text", "_content"
 
 # Keys whose strings are for machines.
-_TECHNICAL = frozenset(
-    [
-        "resourceType",
-        "id",
-        "reference",
-        "system",
-        "url",
-        "code",
-        "unit",
-        "status",
-        "versionId",
-        "lastUpdated",
-        "profile",
-        "contentType",
-        "hash",
-        "data",
-        "language",
-        "use",
-        "fhirVersion",
-        "currency",
-        "comparator",
-        "path",
-        "expression",
-        "definition",
-        "version",
-        "intent",
-        "instantiatesCanonical",
-        "source",
-    ]
-)
+_TECHNICAL = frozenset({
+    "resourceType", "id", "reference", "system", "url", "code", "unit", "status", "versionId", "lastUpdated",
+    "profile", "contentType", "hash", "data", "language", "use", "fhirVersion", "currency", "comparator", "path",
+    "expression", "definition", "version", "intent", "instantiatesCanonical", "source", "valueCode", "valueUri",
+    "valueUrl", "valueCanonical", "valueId", "valueOid", "valueUuid", "priority", "gender", "role", "type",
+})  # fmt: skip
 
 
 def parameter(resource_type: str, code: str) -> Parameter:
@@ -83,11 +59,15 @@ def content(resource: Mapping[str, Any]) -> list[str]:
     return list(found)[:MOST_WORDS]
 
 
+def _is_address(text: str) -> bool:
+    return "://" in text or text.startswith("urn:")
+
+
 def _collect(item: Mapping[str, Any], found: dict[str, None]) -> None:
     for key, value in item.items():
         kind = type(value)
         if kind is str:
-            if key not in _TECHNICAL and key != "div" and value[:1].isalpha():
+            if key not in _TECHNICAL and key != "div" and value[:1].isalpha() and not _is_address(value):
                 found.update(dict.fromkeys(_words(value) if len(value) < 200 else words(value)))
         elif kind is dict:
             _collect(value, found)
@@ -95,5 +75,5 @@ def _collect(item: Mapping[str, Any], found: dict[str, None]) -> None:
             for each in value:
                 if type(each) is dict:
                     _collect(each, found)
-                elif type(each) is str and key not in _TECHNICAL:
+                elif type(each) is str and key not in _TECHNICAL and not _is_address(each):
                     found.update(dict.fromkeys(_words(each) if len(each) < 200 else words(each)))
