@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fhir_server.automation.terms import Code, codes_of
 from fhir_server.model.dates import DateError, interval
@@ -113,6 +113,45 @@ def _mark(reading: Reading) -> int:
     return hash((reading.key, reading.stored.version if reading.stored is not None else id(reading)))
 
 
+class Asked(Protocol):
+    """A question whose answer depends on the resources of one type, and of some codes only unless `indexed` is None."""
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def indexed(self) -> frozenset[Code] | None: ...
+
+
+class Answers:
+    """What was found out about a chart, until a change or time makes it another: a reading changes few of the facts."""
+
+    __slots__ = ("_known", "_of_type")
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, int, int | None]] = {}  # question → answer, asked at (ms), good until (ms)
+        self._of_type: dict[str, dict[int, frozenset[Code] | None]] = {}
+
+    def get(self, question: int, now: int) -> Any:
+        """None where nothing is known that holds at `now` (ms)."""
+        known = self._known.get(question)
+        if known is None or now < known[1] or (known[2] is not None and now > known[2]):
+            return None
+        return known[0]
+
+    def keep(self, question: int, answer: Any, asked: Asked, now: int, good_until: int | None) -> None:
+        self._known[question] = (answer, now, good_until)
+        self._of_type.setdefault(asked.type, {})[question] = asked.indexed
+
+    def changed(self, resource_type: str, codes: frozenset[Code]) -> None:
+        """A resource with these codes came, went or changed."""
+        of_type = self._of_type.get(resource_type)
+        if of_type:
+            for question, wanted in of_type.items():
+                if wanted is None or not wanted.isdisjoint(codes):
+                    self._known.pop(question, None)
+
+
 class Chart:
     """One patient. `put` and `drop` keep the orders; `version` differs where what is in it differs."""
 
@@ -122,6 +161,7 @@ class Chart:
         self._readings: dict[Key, Reading] = {}
         self._types: dict[str, list[Reading]] = {}
         self._codes: dict[tuple[str, Code], list[Reading]] = {}
+        self.answers = Answers()
         for resource in resources:
             self.put(Reading(resource))
 
@@ -138,6 +178,7 @@ class Chart:
         self.version ^= _mark(reading)
         self._readings[reading.key] = reading
         resource_type = reading.key[0]
+        self.answers.changed(resource_type, reading.codes)
         insort(self._types.setdefault(resource_type, []), reading)
         for code in reading.codes:
             insort(self._codes.setdefault((resource_type, code), []), reading)
@@ -147,6 +188,7 @@ class Chart:
         if found is None:
             return
         self.version ^= _mark(found)
+        self.answers.changed(key[0], found.codes)
         self._types[key[0]].remove(found)
         for code in found.codes:
             self._codes[key[0], code].remove(found)

@@ -13,7 +13,7 @@ from fhir_server.automation import scores
 from fhir_server.automation.chart import Chart, Reading
 from fhir_server.automation.due import minute, next_period, out_of
 from fhir_server.automation.facts import Facts, Moment
-from fhir_server.automation.foci import candidates, newest
+from fhir_server.automation.foci import Focus, candidates, newest
 from fhir_server.automation.foci import foci as foci_of
 from fhir_server.automation.follow_up import Activity, build
 from fhir_server.automation.formulas import Formula
@@ -73,27 +73,18 @@ def evaluate(rule: Rule, situation: Situation, foci: frozenset[str] | None = Non
     if rule.function is not None:
         _function(rule, situation, decision)
         return decision
-    sources: dict[str, None] = {}
     by_focus = False
     for branch in rule.branches:
         if branch.by_focus:
             by_focus = True
             for reading in foci_of(branch, situation.chart, foci):
                 decision.looked.append(reading.reference)
-                walk = _Walk(rule, branch, situation, decision, reading, reading.reference)
-                walk.take(branch.action)
-                decision.trails.append(walk.trail())
-                sources.update((one.reference, None) for one in walk.facts.sources())
+                _Walk(rule, branch, situation, decision, reading).through()
             continue
-        focus = newest(branch.triggers, situation.chart, situation.now)
-        walk = _Walk(rule, branch, situation, decision, focus, "")
-        walk.take(branch.action)
-        decision.trails.append(walk.trail())
-        sources.update((one.reference, None) for one in walk.facts.sources())
+        _Walk(rule, branch, situation, decision).through()
         for periodic in branch.periodic:
             decision.wait_until(next_period(situation.now, periodic.every, periodic.at))
     decision.foci = foci if by_focus else None
-    decision.sources = tuple(sources)
     return decision
 
 
@@ -119,24 +110,38 @@ def _function(rule: Rule, situation: Situation, decision: Decision) -> None:
                     proposal.sources or sources, Trail(facts, [(rule.title, True)]),
                 )
             )  # fmt: skip
-    decision.sources = tuple(one.reference for one in facts.sources())
+    decision.trails.append(Trail(facts, ()))
 
 
 class _Walk:
     """One walk through the actions of a branch, for the patient or for one focus."""
 
     def __init__(
-        self, rule: Rule, branch: Branch, situation: Situation, decision: Decision, focus: Reading | None, scope: str
+        self, rule: Rule, branch: Branch, situation: Situation, decision: Decision, focus: Reading | None = None
     ) -> None:
-        self._rule, self._situation, self._decision, self._focus, self._scope = rule, situation, decision, focus, scope
-        moment = situation.moment(focus.at if scope and focus is not None else None)
-        resource = focus.resource if focus is not None else None
-        self.facts = Facts(moment, rule.facts, rule.parameters, {"focus": resource, "missing": []})
-        self._root = resource if resource is not None else situation.chart.patient
+        self._rule, self._branch, self._situation, self._decision = rule, branch, situation, decision
+        self._scope = focus.reference if focus is not None else ""
+        self._about = Focus(branch.triggers, situation.chart, situation.now, focus)
+        moment = situation.moment(focus.at if focus is not None else None)
+        self.facts = Facts(moment, rule.facts, rule.parameters, self._about)
         self._steps: list[tuple[Formula | str, bool]] = []  # on the way to where we are
         self._tried: list[tuple[Formula | str, bool]] = []  # everywhere
         self._anchor: int | None = None
         self._recency: int | None = None
+
+    @property
+    def _focus(self) -> Reading | None:
+        return self._about.reading
+
+    @property
+    def _root(self) -> Any:
+        resource = self._about.resource
+        return resource if resource is not None else self._situation.chart.patient
+
+    def through(self) -> None:
+        """Everything that was tried is told, for an explanation of what was not proposed, too."""
+        self.take(self._branch.action)
+        self._decision.trails.append(Trail(self.facts, self._tried))
 
     def take(self, action: Action) -> bool:
         """Whether the action is taken; its outcomes are in the decision then."""
@@ -146,10 +151,6 @@ class _Walk:
         del self._steps[kept[0] :]
         self._anchor, self._recency = kept[1], kept[2]
         return taken
-
-    def trail(self) -> Trail:
-        """Everything that was tried, for an explanation of what was not proposed, too."""
-        return Trail(self.facts, self._tried)
 
     def _note(self, step: Formula | str, result: bool) -> None:
         self._steps.append((step, result))
@@ -161,7 +162,7 @@ class _Walk:
             begun = self._begun(action.after[0])
             if begun is None:
                 return False
-            self.facts.extra["previous_status"] = begun[1]
+            self.facts.tell(previous_status=begun[1])
             occurs = begun[0] + action.after[1]
         if not self._holds(action):
             return False
@@ -198,7 +199,8 @@ class _Walk:
 
     def _holds(self, action: Action) -> bool:
         for condition in action.conditions:
-            result = condition.holds(self._root, self.facts.variable)
+            decided = condition.quickly(self.facts.variable)
+            result = condition.holds_by_fhirpath(self._root, self.facts.variable) if decided is None else decided
             self._note(condition, result)
             if not result:
                 return False
@@ -275,7 +277,7 @@ class _Walk:
 
     def _missing(self, action: Action, activity: Activity, english: list[str], chinese: list[str]) -> None:
         """What is missing is about the patient and due from when it was first missed: no reading renews it."""
-        self.facts.extra.update(missing=english, missing_zh=chinese)
+        self.facts.tell(missing=english, missing_zh=chinese)
         patient = f"Patient/{self._situation.chart.id}"
         resource = self._built(action, activity, patient, None, patient, None)
         self._add(f"{action.id}.missing", resource, (), activity.due)
@@ -292,9 +294,9 @@ class _Walk:
         for index, result in enumerate(assessed.results):
             band = result.band.code if result.band is not None else None
             if index == 0:
-                self.facts.extra.update(score=result.value, band=band)
+                self.facts.tell(score=result.value, band=band)
             if result.outcome:
-                self.facts.extra.update({f"score_{result.outcome}": result.value, f"band_{result.outcome}": band})
+                self.facts.tell(**{f"score_{result.outcome}": result.value, f"band_{result.outcome}": band})
         if assessed.results:
             said = ", ".join(
                 f"{one.outcome or score.specification.code} {one.value} {one.unit}" for one in assessed.results

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from fhir_server.automation import values
 from fhir_server.automation.chart import Chart, Reading
@@ -41,34 +41,55 @@ class Moment:
         for definition in definitions:
             found = self._found.get(definition.same)
             if found is None:
-                found = self._found[definition.same] = self._look(definition)
+                found = self._found[definition.same] = self._answer(definition)
             if found.values:
                 return found
             problems += found.problems
         return Found(problems=problems) if problems else NOTHING
 
-    def _look(self, definition: FactDefinition) -> Found:
+    def _answer(self, definition: FactDefinition) -> Found:
+        """Kept with the chart for as long as neither a change nor time makes it another."""
+        if self.until is not None:
+            return self._look(definition)[0]
+        known = self.chart.answers.get(definition.same, self.now)
+        if known is None:
+            known, good_until = self._look(definition)
+            self.chart.answers.keep(definition.same, known, definition, self.now, good_until)
+        found: Found = known
+        return found
+
+    def _look(self, definition: FactDefinition) -> tuple[Found, int | None]:
+        """The answer, and until when (ms) it stays so if nothing changes; None: for good."""
         if definition.type == "Patient":
-            return self._of_patient(definition)
+            return self._of_patient(definition), None
         latest = self.until if self.until is not None else self.now + AHEAD
         earliest = self.now - definition.within if definition.within else None
         picked: list[tuple[Reading, Any]] = []
         problems: list[str] = []
+        good_until: int | None = None
         enough = 1 if definition.aggregate in ("last", "exists", "asserted") else definition.limit
         for reading in reversed(definition.candidates(self.chart)):
-            if reading.at > latest or not reading.usable:
+            if reading.at > latest:
+                good_until = reading.at - AHEAD - 1
+                continue
+            if not reading.usable:
                 continue
             if earliest is not None and reading.at < earliest:
                 break
             if definition.where is not None and not values.fits(definition.where, reading):
                 continue
             value = values.value(definition, reading, problems)
+            if earliest is not None:
+                leaves = reading.at + definition.within
+                good_until = leaves if good_until is None or leaves < good_until else good_until
             if value is None:
                 continue
             picked.append((reading, value))
             if enough and len(picked) >= enough:
                 break
-        return values.aggregate(definition, picked, tuple(problems))
+        if not picked and not problems and definition.aggregate not in ("exists", "count"):
+            return NOTHING, good_until
+        return values.aggregate(definition, picked, tuple(problems)), good_until
 
     def _of_patient(self, definition: FactDefinition) -> Found:
         reading = self.chart.get(("Patient", self.chart.id))
@@ -131,20 +152,26 @@ BUILTINS = frozenset(
 )
 
 
+class HasResource(Protocol):
+    @property
+    def resource(self) -> Any: ...
+
+
 class Facts:
     """The variables of one rule at one moment; what FHIRPath and Python rules ask."""
 
-    __slots__ = ("definitions", "extra", "moment", "parameters", "used")
+    __slots__ = ("_focus", "_known", "definitions", "moment", "parameters", "used")
 
     def __init__(
         self,
         moment: Moment,
         definitions: Mapping[str, Sequence[FactDefinition]],
         parameters: Mapping[str, Any],
-        extra: Mapping[str, Any] | None = None,
+        focus: HasResource | None = None,
     ) -> None:
-        self.moment, self.definitions, self.parameters = moment, definitions, parameters
-        self.extra: dict[str, Any] = dict(extra or {})
+        """`focus`: what `%focus` is."""
+        self.moment, self.definitions, self.parameters, self._focus = moment, definitions, parameters, focus
+        self._known: dict[str, Any] = {}
         self.used: dict[str, Found] = {}
 
     def find(self, name: str) -> Found:
@@ -153,10 +180,18 @@ class Facts:
             found = self.used[name] = self.moment.find(self.definitions[name])
         return found
 
+    def tell(self, **variables: Any) -> None:
+        """Variables that come up on the way, a score's result for one."""
+        self._known.update(variables)
+
     def variable(self, name: str) -> Any:
         """What `%name` is in an expression."""
-        if name in self.extra:
-            return self.extra[name]
+        known = self._known.get(name, self)
+        if known is self:
+            known = self._known[name] = self._variable(name)
+        return known
+
+    def _variable(self, name: str) -> Any:
         if name in self.definitions:
             return list(self.find(name).values)
         base, _, what = name.rpartition("_")
@@ -170,6 +205,8 @@ class Facts:
                 return len(found.sources)
         if name in self.parameters:
             return self.parameters[name]
+        if name == "focus":
+            return self._focus.resource if self._focus is not None else None
         return self.moment.builtin(name)
 
     def number(self, name: str) -> Decimal | None:

@@ -33,12 +33,17 @@ class Formula:
 
     def holds(self, root: Any, lookup: Lookup) -> bool:
         """True only if the result is exactly true: nothing is not true."""
-        if self._quick is not None:
-            try:
-                return self._quick(lookup) is True
-            except quick.Unsure:
-                pass
-        return self.holds_by_fhirpath(root, lookup)
+        decided = self.quickly(lookup)
+        return self.holds_by_fhirpath(root, lookup) if decided is None else decided
+
+    def quickly(self, lookup: Lookup) -> bool | None:
+        """The same without a look at the root; None where the general way has to decide."""
+        if self._quick is None:
+            return None
+        try:
+            return self._quick(lookup) is True
+        except quick.Unsure:
+            return None
 
     def holds_by_fhirpath(self, root: Any, lookup: Lookup) -> bool:
         """The same, always the general way."""

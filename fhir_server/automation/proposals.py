@@ -36,6 +36,9 @@ class Trail(Protocol):
     def lines(self) -> Sequence[Seen]:
         """Each condition on the way."""
 
+    def sources(self) -> Sequence[str]:
+        """References of everything that was asked for and used on the way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tag:
@@ -94,7 +97,11 @@ class Decision:
     looked: list[str] = field(default_factory=list)  # those of them that were there
     due: int | None = None  # when time alone may change the answer, ms
     trails: list[Trail] = field(default_factory=list)
-    sources: Sequence[str] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """References of every input, without repetition."""
+        return tuple(dict.fromkeys(reference for trail in self.trails for reference in trail.sources()))
 
     @property
     def canonical(self) -> str:

@@ -26,17 +26,31 @@ class Filter:
     path: str
     codes: Codes
     indexed: frozenset[Code] | None = field(init=False, default=None, compare=False)
+    hash: int = field(init=False, default=0, compare=False)  # of sets and patterns, worked out once
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hash", hash((self.path, self.codes)))
         if self.path == "code" and not self.codes.patterns and all(system for system, _ in self.codes.listed):
             object.__setattr__(self, "indexed", self.codes.listed)
 
     def matches(self, reading: Reading) -> bool:
-        found = reading.codes if self.path == "code" else codes(reading.resource, self.path)
-        return any(self.codes.has(code) for code in found)
+        if self.path == "code":
+            return any(self.codes.has(code) for code in reading.codes)
+        known: bool | None = reading.memo.get(self)
+        if known is None:
+            known = reading.memo[self] = any(self.codes.has(code) for code in codes(reading.resource, self.path))
+        return known
+
+    def __hash__(self) -> int:
+        return self.hash
 
 
 _same: dict[Any, int] = {}  # grows with the variety of the content, not with patients
+
+
+def number(question: Any) -> int:
+    """The same for equal questions."""
+    return _same.setdefault(question, len(_same))
 
 
 def indexed(filters: Sequence[Filter]) -> frozenset[Code] | None:
@@ -67,16 +81,18 @@ class FactDefinition:
     distinct_days: int = 1
     day_first_dropped: bool = False
     same: int = field(init=False, default=0)
+    indexed: frozenset[Code] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         texts = tuple(None if one is None else one.text for one in (self.value, self.formula, self.where))
         key = (self.type, self.filters, self.within, self.limit, self.aggregate, self.component, self.unit,
                self.molar_mass, texts, self.at_least, self.distinct_days, self.day_first_dropped)  # fmt: skip
-        object.__setattr__(self, "same", _same.setdefault(key, len(_same)))
+        object.__setattr__(self, "same", number(key))
+        object.__setattr__(self, "indexed", indexed(self.filters))
 
     def candidates(self, chart: Chart) -> list[Reading]:
         """Oldest first; by the index of codes where the first filter allows it."""
-        listed = indexed(self.filters)
+        listed = self.indexed
         if listed is None:
             return [reading for reading in chart.of_type(self.type) if all(f.matches(reading) for f in self.filters)]
         lists = [found for code in listed if (found := chart.coded(self.type, code))]

@@ -12,7 +12,8 @@ from fhir_server.automation.facts import Facts
 from fhir_server.automation.follow_up import Activity, Dynamic
 from fhir_server.automation.formulas import Formula
 from fhir_server.automation.proposals import Proposal
-from fhir_server.automation.requirements import FactDefinition, Filter
+from fhir_server.automation.requirements import FactDefinition, Filter, indexed, number
+from fhir_server.automation.terms import Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,12 @@ class Trigger:
     methods: frozenset[str]
     type: str
     filters: tuple[Filter, ...]
+    indexed: frozenset[Code] | None = field(init=False, default=None, compare=False)
+    question: int = field(init=False, default=0, compare=False)  # the same number for all that look for the same
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "indexed", indexed(self.filters))
+        object.__setattr__(self, "question", number(("newest", self.type, self.filters)))
 
     def matches(self, reading: Reading) -> bool:
         return reading.key[0] == self.type and all(one.matches(reading) for one in self.filters)

@@ -20,6 +20,9 @@ class Trail:
         self._facts = facts
         self._steps = tuple(steps)
 
+    def sources(self) -> list[str]:
+        return [reading.reference for reading in self._facts.sources()]
+
     def lines(self) -> list[Seen]:
         lines = []
         for step, result in self._steps:

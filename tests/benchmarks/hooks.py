@@ -152,13 +152,15 @@ class Posts:
             f"POST {self._url.path}/Observation HTTP/1.1\r\nHost: {self._url.netloc}\r\nPrefer: return=minimal\r\n"
             f"Content-Type: application/fhir+json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        writer.write(head.encode() + body)
-        answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = next((int(line[15:]) for line in answer.split("\r\n") if line.startswith("content-length:")), 0)
-        if length:
-            await reader.readexactly(length)
-        assert " 201 " in answer.split("\r\n", 1)[0], answer
-        self._free.put_nowait((reader, writer))
+        try:
+            writer.write(head.encode() + body)
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = next((int(line[15:]) for line in answer.split("\r\n") if line.startswith("content-length:")), 0)
+            said = await reader.readexactly(length)
+        finally:
+            self._free.put_nowait((reader, writer))
+        if " 201 " not in answer.split("\r\n", 1)[0]:
+            raise RuntimeError(f"{answer}{said.decode()}")
 
 
 def drain(base: str, count: int) -> float:
