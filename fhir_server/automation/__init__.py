@@ -10,8 +10,11 @@ from fhir_server.interactions.context import Server
 ROOM = "automation"  # where a Server keeps its Worker
 
 
-async def engage(server: Server, *, act: bool = True) -> Worker:
-    """Gives the server its rules: stored at the first start, checked on every write, and run, if `act`, until it closes."""
+async def engage(server: Server, *, act: bool = True, listen: bool = False) -> Worker:
+    """Gives the server its rules: stored at the first start, checked on every write, and run, if `act`, until it closes.
+
+    `listen`: see Worker.start.
+    """
     worker = Worker(server, rules=installed())
     server.rooms[ROOM] = worker
     if act:
@@ -19,7 +22,7 @@ async def engage(server: Server, *, act: bool = True) -> Worker:
     await worker.open()
     checks = server.validator.checks
     server.validator.checks = (*checks, ("rules", worker.check))
-    worker.start(act=act)
+    worker.start(act=act, listen=listen)
 
     async def close() -> None:
         server.validator.checks = checks

@@ -158,12 +158,13 @@ class Batches:
         return events
 
     async def _hold(self, patients: Sequence[str]) -> set[str]:
-        """Those of the patients whose lease is ours, with their ledgers in hand."""
+        """Those of the patients whose lease is ours, with their ledgers in hand.
+
+        What is known of a patient whose lease ran out stays true if nobody else has had the patient in between.
+        """
         clock = time.time_ns() // 1_000_000
         wanted = [patient for patient in patients if self._held.get(patient, 0) < clock + self._lease // 4]
         if wanted:
-            again = [patient for patient in wanted if self._held.get(patient, 0) < clock]
-            self.forget(again)
             until = clock + self._lease
             found = await self.ledgers.lease(wanted, self.name, clock, until)
             for patient in wanted:

@@ -46,7 +46,14 @@ class News:
         return taken
 
     def seen(self, events: Iterable[Event]) -> None:
-        """These were read from the outbox: being told of them later is no news."""
-        self._seen.update((event.id, None) for event in events)
+        """These were read from the outbox: that we were told of them, or will be, is no news."""
+        for event in events:
+            self._seen[event.id] = None
+            for patient in event.patients:
+                known = self._of.get(patient)
+                if known:
+                    left = [one for one in known if one.event.id != event.id]
+                    self._count -= len(known) - len(left)
+                    self._of[patient] = left
         while len(self._seen) > REMEMBERED:
             del self._seen[next(iter(self._seen))]

@@ -39,7 +39,7 @@ async def _work(settings: Settings, url: str) -> None:
     await server.store.open()
     try:
         await open_search(server)
-        await engage(server)
+        await engage(server, listen=True)
         try:
             print(f"working on what is committed to {settings.database}", flush=True)
             await stopping.wait()

@@ -2,13 +2,15 @@
 
 Small commits that wait at the same moment share a transaction of a few bulk commands (12 to 25 times the rate of single
 ones). A precondition that fails spoils the group; its members are then committed one by one, so that each caller gets its
-own answer. Large bundles go in a lane of their own, a few at a time, because WiredTiger's cache bounds them.
+own answer. Large bundles go in a lane of their own, a few at a time, because WiredTiger's cache bounds them; so do commits
+with extra work in their transaction, the effects of the hooks: they are batches already, and no client waits for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import random
 import secrets
 import time
@@ -33,6 +35,8 @@ from fhir_server.store.refusals import in_words
 Document = dict[str, Any]
 Work = tuple[Sequence[Put], Sequence[Extra]]
 
+log = logging.getLogger(__name__)
+
 LARGE = 50  # Puts in one commit beyond which it does not share a transaction
 LARGE_AT_ONCE = 4  # 24 bundles of 801 entries by 20 clients: 5 committed without this limit, 24 with it (hfs)
 MOST_REMOVED = 500  # documents in one delete command
@@ -51,6 +55,7 @@ class Committer:
         self._collections = collections
         self._small: Lane[Work, list[Event]] = Lane(self._together, width=2, most=64)
         self._large: Lane[Work, list[Event]] = Lane(self._together, width=LARGE_AT_ONCE, most=1, limit=64)
+        self._batches: Lane[Work, list[Event]] = Lane(self._together, width=LARGE_AT_ONCE, most=1)
         self._clock = itertools.count()
         self._last = 0
         self.process = secrets.token_hex(8)
@@ -58,6 +63,7 @@ class Committer:
     async def drain(self) -> None:
         await self._small.drain()
         await self._large.drain()
+        await self._batches.drain()
 
     async def commit(self, puts: Sequence[Put], extras: Sequence[Extra]) -> list[Event]:
         for resource_type in {put.stored.resource_type for put in puts}:
@@ -65,7 +71,7 @@ class Committer:
         size = sum(len(put.stored.raw) for put in puts) * 2
         conflicts: list[Any] = [(put.stored.resource_type, put.stored.id) for put in puts]
         conflicts += [put.claim.key for put in puts if put.claim is not None]
-        lane = self._large if len(puts) > LARGE else self._small
+        lane = self._batches if extras else self._large if len(puts) > LARGE else self._small
         return await lane.call((puts, extras), size=size, conflicts=conflicts)
 
     async def _together(self, batch: list[Waiting[Work, list[Event]]]) -> None:
@@ -74,6 +80,10 @@ class Committer:
                 events = await self._transaction([waiting.item for waiting in batch])
             except (Changed, OperationFailure):
                 pass  # somebody's precondition failed, or the whole was too much: each gets an answer of its own
+            except PyMongoError:
+                raise
+            except Exception as error:
+                log.warning("a commit failed with those that shared its transaction, which go on alone: %r", error)
             else:
                 for waiting, own in zip(batch, events, strict=True):
                     if not waiting.done.done():

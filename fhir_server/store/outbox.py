@@ -6,6 +6,7 @@ changes there are events that only ask for attention (timers, backfill, retries)
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -14,12 +15,14 @@ from typing import Any
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.operations import DeleteOne, IndexModel, UpdateOne
+from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from fhir_server.store import documents as d
 from fhir_server.store.protocol import Cause, Event, Extra
 
 Document = dict[str, Any]
+log = logging.getLogger(__name__)
 QUICK = WriteConcern(w=1, j=False)  # where a loss in a crash only means doing something twice that changes nothing
 DUPLICATE_KEY = 11000
 
@@ -65,21 +68,25 @@ class Outbox:
 
         An event of several patients is done for one at a time.
         """
-        operations = [_done(event, patient) for event, patient in events]
+        plain, shared = _parted(events)
 
         async def delete(session: Any) -> None:
-            result = await self._events.bulk_write(operations, ordered=False, session=session)
-            if result.deleted_count + result.modified_count != len(operations):
+            gone = 0
+            if plain:
+                gone += (await self._events.delete_many({d.ID: {"$in": plain}}, session=session)).deleted_count
+            if shared:
+                result = await self._events.bulk_write(shared, ordered=False, session=session)
+                gone += result.deleted_count + result.modified_count
+            if gone != len(events):
                 raise Taken("another worker has dealt with these events")
 
         return delete
 
     async def done(self, events: Sequence[tuple[Event, str]]) -> None:
         """These events have no effect: they are dropped without ceremony."""
-        plain = [event.id for event, _ in events if len(event.patients) <= 1]
+        plain, shared = _parted(events)
         if plain:
             await self._quick.delete_many({d.ID: {"$in": plain}})
-        shared = [_done(event, patient) for event, patient in events if len(event.patients) > 1]
         if shared:
             await self._quick.bulk_write(shared, ordered=False)
 
@@ -120,17 +127,27 @@ class Outbox:
             {"$project": {f"fullDocument.{d.PATIENTS}": 1}},
         ]
         try:
-            async with await self._events.watch(pipeline, max_await_time_ms=1000) as stream:
+            # A change stream tells what a majority has; with the read concern of the other reads it is refused.
+            events = self._events.with_options(read_concern=ReadConcern("majority"))
+            async with await events.watch(pipeline, max_await_time_ms=1000) as stream:
                 async for change in stream:
                     yield change["fullDocument"].get(d.PATIENTS) or [""]
-        except PyMongoError:
-            return
+        except PyMongoError as error:
+            log.info("the outbox cannot be watched: %s", error)
 
 
-def _done(event: Event, patient: str) -> DeleteOne | UpdateOne:
-    if len(event.patients) > 1 and patient:
-        return UpdateOne({d.ID: event.id, d.PATIENTS: patient}, {"$pull": {d.PATIENTS: patient}})
-    return DeleteOne({d.ID: event.id})
+def _parted(events: Sequence[tuple[Event, str]]) -> tuple[list[str], list[DeleteOne | UpdateOne]]:
+    """Ids of the events that are over, and what becomes of those that wait for other patients, too."""
+    plain: list[str] = []
+    shared: list[DeleteOne | UpdateOne] = []
+    for event, patient in events:
+        if len(event.patients) <= 1:
+            plain.append(event.id)
+        elif patient:
+            shared.append(UpdateOne({d.ID: event.id, d.PATIENTS: patient}, {"$pull": {d.PATIENTS: patient}}))
+        else:
+            shared.append(DeleteOne({d.ID: event.id}))
+    return plain, shared
 
 
 def is_duplicate(error: BulkWriteError) -> bool:
