@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from fhir_server.interactions.write import commit
 from fhir_server.model.dates import milliseconds
 from fhir_server.store.ledgers import Entry, Ledgers
 from fhir_server.store.outbox import Outbox, Taken
-from fhir_server.store.protocol import Changed, Event, Extra, Key, Stored
+from fhir_server.store.protocol import Changed, Event, Extra, Key, Put, Stored
 from fhir_server.store.records import fetch
 
 MOST_HELD = 3_000  # patients of whom is remembered what was written
@@ -254,7 +254,8 @@ class Batches:
                 results.append(_Result(entry, effects, events))
         for portion in _portions(results):
             await self._commit(portion)
-            self._note(portion, charts)
+            for one in portion:
+                self._note(one.effects, charts, [event for event, _ in one.events])
         if quiet:
             await self.outbox.done(quiet)
             self.metrics.events.inc(len(quiet))
@@ -263,19 +264,25 @@ class Batches:
 
     async def _commit(self, results: Sequence[_Result]) -> None:
         """Effects, ledgers and the end of the events: one transaction."""
-        until = time.time_ns() // 1_000_000 + self._lease
-        extras: list[Extra] = [self.ledgers.write([one.entry for one in results], self.name, until)]
+        extras: list[Extra] = [self.ledgers.write([one.entry for one in results], self.name, self._until())]
         events = [event for one in results for event in one.events]
         if events:
             extras.append(self.outbox.acknowledge(events))
         await commit(self.server, [put for one in results for put in one.effects.puts], extras)
         for one in results:
-            account = self._accounts[one.entry.patient]
-            account.body, account.suspect = one.entry.body, False
-            for put in one.effects.puts:
-                if put.stored.resource_type in REMEMBERED:
-                    account.written[put.stored.resource_type, put.stored.id] = put.stored
-            self._held[one.entry.patient] = until
+            self._remember(self._accounts[one.entry.patient], one.entry.body, one.effects.puts)
+            self._held[one.entry.patient] = self._until()
+
+    def _until(self) -> int:
+        """Until when (ms) a lease is held that is taken now."""
+        return time.time_ns() // 1_000_000 + self._lease
+
+    def _remember(self, account: Account, body: bytes, puts: Iterable[Put]) -> None:
+        """This is what the database holds now."""
+        account.body, account.suspect = body, False
+        for put in puts:
+            if put.stored.resource_type in REMEMBERED:
+                account.written[put.stored.resource_type, put.stored.id] = put.stored
 
     async def _effects(
         self, outcome: Outcome, charts: dict[str, Chart], happenings: Sequence[Happening], current: dict[Key, Stored],
@@ -305,22 +312,21 @@ class Batches:
             current.update((await fetch(self._database, keys=made.keys(outcome, account)))[1])
         raise RuntimeError(f"the rules of Patient/{outcome.patient} come to no conclusion")
 
-    def _note(self, results: Sequence[_Result], charts: dict[str, Chart]) -> None:
+    def _note(self, effects: made.Effects, charts: Mapping[str, Chart], events: Sequence[Event]) -> None:
         """Brings the charts to what the store now has; counts."""
         now = self._now()
-        for one in results:
-            for put in one.effects.puts:
-                if put.stored.resource_type in self.book.needs or put.stored.resource_type == "Patient":
-                    for patient in patients_of(put.stored):
-                        chart = charts.get(patient)
-                        if chart is not None:
-                            chart.put_stored(put.stored)
-            self.metrics.events.inc(len(one.events))
-            for event, _ in one.events:
-                if not event.resource_type.startswith("$"):
-                    self.metrics.effect(max(0, now - event.updated) / 1000)
-            for url, resource_type in one.effects.written:
-                self.metrics.fire(url, resource_type)
+        for put in effects.puts:
+            if put.stored.resource_type in self.book.needs or put.stored.resource_type == "Patient":
+                for patient in patients_of(put.stored):
+                    chart = charts.get(patient)
+                    if chart is not None:
+                        chart.put_stored(put.stored)
+        self.metrics.events.inc(len(events))
+        for event in events:
+            if not event.resource_type.startswith("$"):
+                self.metrics.effect(max(0, now - event.updated) / 1000)
+        for url, resource_type in effects.written:
+            self.metrics.fire(url, resource_type)
 
 
 def _portions(results: Sequence[_Result]) -> Iterator[list[_Result]]:

@@ -54,6 +54,7 @@ class Rulebook:
         self.rules: tuple[Rule, ...] = tuple(self._in_order(rules))
         self.by_url: Mapping[str, Rule] = {rule.url: rule for rule in self.rules}
         self.position: Mapping[str, int] = {rule.url: index for index, rule in enumerate(self.rules)}
+        self.functions = frozenset(index for index, rule in enumerate(self.rules) if rule.function is not None)
         self._wakes: dict[Wake, set[int]] = {}
         self.needs: dict[str, Need] = {}
         self._derives = [any(kind == "Observation" for kind, _ in self.writes(rule)) for rule in self.rules]

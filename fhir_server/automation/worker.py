@@ -1,8 +1,9 @@
 """The worker: takes the events of patients, runs the rules they wake, commits effects and acknowledgement together.
 
 Only this acts. Two lanes work at a time on different patients; each takes everything that is waiting, so that batches grow
-with the load. Woken in process right after a commit, by a change stream for other processes' commits, and by polling if
-both should fail. Several workers share the patients by leases; correctness rests on the transaction (store/ledgers.py).
+with the load. Woken in process right after a commit; a worker apart from the servers hears of their commits by a change
+stream; polling is the safety net. Several workers share the patients by leases; correctness rests on the transaction
+(store/ledgers.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Sequence
 
 from fhir_server.automation import publication
 from fhir_server.automation.backfill import Backfills
-from fhir_server.automation.batches import NO_PATIENT, Batches
+from fhir_server.automation.batches import NO_PATIENT
 from fhir_server.automation.definitions import Definitions
+from fhir_server.automation.joined import Joining
 from fhir_server.automation.publication import DEFINITIONS
 from fhir_server.automation.rounds import TIMER_EVENT, Happening
 from fhir_server.automation.rulebook import Rulebook
@@ -34,7 +36,7 @@ POLL = 1.0  # seconds
 log = logging.getLogger(__name__)
 
 
-class Worker(Batches):
+class Worker(Joining):
     """`rules`: rules in Python beside those in the store. `poll`: seconds between looks at the clock and the outbox."""
 
     def __init__(
@@ -59,18 +61,28 @@ class Worker(Batches):
         await self.ledgers.open()
         await self.reload()
 
-    def start(self, *, act: bool = True) -> None:
-        """Runs until `stop`; hears of this process's commits at once. Without `act` it only keeps its rules up to date."""
+    def start(self, *, act: bool = True, listen: bool = False) -> None:
+        """Runs until `stop`; hears of this process's commits at once. Without `act` it only keeps its rules up to date.
+
+        `listen`: to what other processes commit, by a change stream. It costs mongod a tenth of a write to follow the
+        log, so that only workers of their own do; where every server has a worker inside, there is nothing to hear.
+        """
         self.server.written.append(self.written)
+        if act:
+            self.server.joins.append(self.join)
         loops = [self._keep_rules()]
         if act:
-            loops += [*(self._lane() for _ in range(self._lanes)), self._sweep(), self._watch(), self._clock()]
+            loops += [*(self._lane() for _ in range(self._lanes)), self._sweep(), self._clock()]
+            if listen:
+                loops.append(self._watch())
             loops.append(self.backfills.resume())
         self._tasks = [asyncio.create_task(one) for one in loops]
 
     async def stop(self) -> None:
         if self.written in self.server.written:
             self.server.written.remove(self.written)
+        if self.join in self.server.joins:
+            self.server.joins.remove(self.join)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -142,6 +154,14 @@ class Worker(Batches):
         self._busy.update(taken)
         return taken
 
+    def _waits(self, patient: str) -> bool:
+        return self._stale or patient in self._dirty
+
+    def _free(self, patient: str) -> None:
+        self._busy.discard(patient)
+        if patient in self._dirty:
+            self._wake.set()
+
     @property
     def idle(self) -> bool:
         return not self._dirty and not self._busy
@@ -205,7 +225,7 @@ class Worker(Batches):
         return publication.check(resource, self.book.definitions)
 
     async def _watch(self) -> None:
-        """Commits of other processes. Where the process that commits has a worker of its own, that one is faster."""
+        """Commits of other processes."""
         while True:
             async for patients in self.outbox.watch(self._own_events):
                 self._look(patients)

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fhir_server.auth.policy import Policy, Principal
 from fhir_server.search.registry import Registry
-from fhir_server.store.protocol import Cause, Event, Put, Store
+from fhir_server.store.protocol import Cause, Event, Extra, Put, Store
 
 if TYPE_CHECKING:
     from fhir_server.settings import Settings
     from fhir_server.validation import Validator
+
+
+class Joined(Protocol):
+    """A commit with what follows from it: `puts` and `extras` are to be committed instead."""
+
+    puts: list[Put]
+    extras: list[Extra]
+
+    def committed(self) -> None: ...
+
+    def failed(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,9 @@ class Server:
     written: list[Callable[[Sequence[Put], list[Event]], None]] = field(
         default_factory=list
     )  # told as well, with the versions
+    joins: list[Callable[[Sequence[Put]], Awaitable[Joined | None]]] = field(
+        default_factory=list
+    )  # asked before each commit
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     rooms: dict[str, Any] = field(default_factory=dict)  # collaborators of upper layers, by their module's name
 

@@ -7,20 +7,32 @@ a write that named no version is prepared again on top of theirs; one that did (
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Any
 
-from fhir_server.errors import BadRequest, Conflict, Gone, Issue, NotFound, PreconditionFailed, Unprocessable
+from fhir_server.errors import (
+    BadRequest,
+    Conflict,
+    Gone,
+    Issue,
+    NotFound,
+    PreconditionFailed,
+    Unavailable,
+    Unprocessable,
+)
 from fhir_server.interactions.call import check_id, versions_of
-from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.context import Context, Joined, Server
 from fhir_server.model import dates
 from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.model.resource import Resource, dump, load
 from fhir_server.search.index import Indexed, index
 from fhir_server.store.protocol import Changed, Claim, Event, Extra, Method, Put, Stored
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 50  # of a write that names no version, while others write the same resource
 
@@ -321,7 +333,32 @@ def _http_date(seconds: int) -> str:
 
 async def commit(server: Server, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
     """Every write ends here; whoever waits for events is told in process, the outbox tells everybody else."""
-    events = await server.store.commit(puts, extras)
+    for join in server.joins if not extras else ():
+        joined = await join(puts)
+        if joined is not None:
+            # Whoever asked may go away; what has begun is brought to its end.
+            events = await asyncio.shield(asyncio.ensure_future(_commit_joined(server, joined)))
+            if events is not None:
+                return events
+    return _tell(server, puts, await server.store.commit(puts, extras))
+
+
+async def _commit_joined(server: Server, joined: Joined) -> list[Event] | None:
+    """None where it could not be: then the change has to go without what follows from it."""
+    try:
+        events = await server.store.commit(joined.puts, joined.extras)
+    except Unavailable:  # alone it would fare no better, and may have been committed after all
+        joined.failed()
+        raise
+    except Exception as error:
+        joined.failed()
+        log.debug("a change goes without what follows from it: %r", error)
+        return None
+    joined.committed()
+    return _tell(server, joined.puts, events)
+
+
+def _tell(server: Server, puts: Sequence[Put], events: list[Event]) -> list[Event]:
     for tell in server.committed:
         tell(events)
     for show in server.written:

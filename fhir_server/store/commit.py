@@ -3,7 +3,7 @@
 Small commits that wait at the same moment share a transaction of a few bulk commands (12 to 25 times the rate of single
 ones). A precondition that fails spoils the group; its members are then committed one by one, so that each caller gets its
 own answer. Large bundles go in a lane of their own, a few at a time, because WiredTiger's cache bounds them; so do commits
-with extra work in their transaction, the effects of the hooks: they are batches already, and no client waits for them.
+with extra work in their transaction, the effects of the hooks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 LARGE = 50  # Puts in one commit beyond which it does not share a transaction
 LARGE_AT_ONCE = 4  # 24 bundles of 801 entries by 20 clients: 5 committed without this limit, 24 with it (hfs)
+EFFECTS_BYTES = 400_000  # of what rules write in one transaction: about a hundred versions, 40 ms
 MOST_REMOVED = 500  # documents in one delete command
 CHUNK_BYTES = 12_000_000  # of one insert command; MongoDB takes 48 MB
 TRY_FOR_SECONDS = 30.0  # a primary's step-down or mongod's restart is waited out
@@ -55,7 +56,7 @@ class Committer:
         self._collections = collections
         self._small: Lane[Work, list[Event]] = Lane(self._together, width=2, most=64)
         self._large: Lane[Work, list[Event]] = Lane(self._together, width=LARGE_AT_ONCE, most=1, limit=64)
-        self._batches: Lane[Work, list[Event]] = Lane(self._together, width=LARGE_AT_ONCE, most=1)
+        self._effects: Lane[Work, list[Event]] = Lane(self._together, width=2, most=32, most_bytes=EFFECTS_BYTES)
         self._clock = itertools.count()
         self._last = 0
         self.process = secrets.token_hex(8)
@@ -63,7 +64,7 @@ class Committer:
     async def drain(self) -> None:
         await self._small.drain()
         await self._large.drain()
-        await self._batches.drain()
+        await self._effects.drain()
 
     async def commit(self, puts: Sequence[Put], extras: Sequence[Extra]) -> list[Event]:
         for resource_type in {put.stored.resource_type for put in puts}:
@@ -71,7 +72,7 @@ class Committer:
         size = sum(len(put.stored.raw) for put in puts) * 2
         conflicts: list[Any] = [(put.stored.resource_type, put.stored.id) for put in puts]
         conflicts += [put.claim.key for put in puts if put.claim is not None]
-        lane = self._batches if extras else self._large if len(puts) > LARGE else self._small
+        lane = self._effects if extras else self._large if len(puts) > LARGE else self._small
         return await lane.call((puts, extras), size=size, conflicts=conflicts)
 
     async def _together(self, batch: list[Waiting[Work, list[Event]]]) -> None:
@@ -102,7 +103,7 @@ class Committer:
     async def _transaction(self, works: list[Work]) -> list[list[Event]]:
         """One transaction, tried again while MongoDB says that trying again may help."""
         deadline = time.monotonic() + TRY_FOR_SECONDS
-        events = [self._events(puts) for puts, _ in works]
+        events = [self.events(puts) for puts, _ in works]
         async with self._client.start_session() as session:
             for attempt in itertools.count():
                 await session.start_transaction(ReadConcern("snapshot"), DURABLE)
@@ -134,21 +135,22 @@ class Committer:
                 raise
 
     async def _write(self, session: AsyncClientSession, works: list[Work], events: list[list[Event]]) -> None:
-        inserts: dict[str, list[Document]] = {}
+        inserts: dict[str, dict[str, Document]] = {}
         replaced: dict[str, list[Document]] = {}
         history: list[Document] = []
         claims: list[Claim] = []
         for puts, _ in works:
             for put in puts:
-                name = put.stored.resource_type
-                document = d.current(put.stored)
-                if put.previous is None:
-                    inserts.setdefault(name, []).append(document)
-                else:
-                    expected = {d.ID: put.stored.id, d.VERSION: put.previous.version}
-                    replaced.setdefault(name, []).append(expected)
-                    inserts.setdefault(name, []).append(document)
-                    history.append(d.superseded(put.previous))
+                stored, previous = put.stored, put.previous
+                current = inserts.setdefault(stored.resource_type, {})
+                if previous is not None:
+                    history.append(d.superseded(previous))
+                    if stored.id not in current:  # else the version before comes with this very commit
+                        expected = {d.ID: stored.id, d.VERSION: previous.version}
+                        replaced.setdefault(stored.resource_type, []).append(expected)
+                elif stored.id in current:
+                    raise Changed([(stored.resource_type, stored.id)])
+                current[stored.id] = d.current(stored)
                 if put.claim is not None:
                     claims.append(put.claim)
         for claim in claims:
@@ -156,7 +158,7 @@ class Committer:
         for name, expected_ones in replaced.items():
             await self._remove(session, name, expected_ones)
         for name, documents in inserts.items():
-            await self._insert(session, name, documents)
+            await self._insert(session, name, list(documents.values()))
         if history:
             await self._insert(session, d.HISTORY, history)
         outbox = [
@@ -167,9 +169,8 @@ class Committer:
         ]
         if outbox:
             await self._insert(session, d.OUTBOX, outbox)
-        for _, extras in works:
-            for extra in extras:
-                await extra(session)
+        for extra in _beside(extra for _, extras in works for extra in extras):
+            await extra(session)
 
     async def _remove(self, session: AsyncClientSession, name: str, expected: list[Document]) -> None:
         """Takes the superseded versions out, to be followed by an insert in the same transaction.
@@ -211,7 +212,7 @@ class Committer:
         except DuplicateKeyError:
             raise Changed([], [claim.key]) from None
 
-    def _events(self, puts: Sequence[Put]) -> list[Event]:
+    def events(self, puts: Sequence[Put]) -> list[Event]:
         events = [self._event(put) for put in puts]
         return [replace(event, group=events[0].id) for event in events] if len(events) > 1 else events
 
@@ -242,6 +243,20 @@ def _concerned(put: Put) -> tuple[str, ...]:
     if not patients and isinstance(subject, str) and subject.startswith("Patient/"):
         return (subject.removeprefix("Patient/"),)
     return patients
+
+
+def _beside(extras: Iterable[Extra]) -> list[Extra]:
+    """As few as they can be."""
+    found: list[Extra] = []
+    for extra in extras:
+        for position, known in enumerate(found):
+            both = known.beside(extra)
+            if both is not None:
+                found[position] = both
+                break
+        else:
+            found.append(extra)
+    return found
 
 
 def _chunks(documents: list[Document]) -> list[list[Document]]:

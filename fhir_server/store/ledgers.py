@@ -12,10 +12,11 @@ but on the check in `write`, which is part of the transaction of the effects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import BulkWriteError
 from pymongo.operations import IndexModel, UpdateOne
@@ -37,6 +38,35 @@ class Entry:
     body: bytes
     due: int | None
     dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    collection: AsyncCollection[Document]
+    entries: tuple[Entry, ...]
+    holder: str
+    until: int
+
+    async def __call__(self, session: AsyncClientSession) -> None:
+        operations = [self._update(entry) for entry in self.entries]
+        result = await self.collection.bulk_write(operations, ordered=False, session=session)
+        if result.matched_count != len(operations):
+            raise Taken("another worker holds one of these patients")
+
+    def beside(self, other: Extra) -> Extra | None:
+        if not isinstance(other, _Writing) or other.holder != self.holder:
+            return None
+        return replace(self, entries=(*self.entries, *other.entries), until=max(self.until, other.until))
+
+    def _update(self, entry: Entry) -> UpdateOne:
+        values: Document = {BODY: entry.body, UNTIL: self.until}
+        absent: Document = {}
+        for name, value in ((DUE, entry.due), (DEAD, entry.dead or None)):
+            (values if value is not None else absent)[name] = value if value is not None else ""
+        update: Document = {"$set": values}
+        if absent:
+            update["$unset"] = absent
+        return UpdateOne({d.ID: entry.patient, HOLDER: self.holder}, update)
 
 
 class Ledgers:
@@ -83,23 +113,7 @@ class Ledgers:
 
     def write(self, entries: Sequence[Entry], holder: str, until: int) -> Extra:
         """For a commit: these ledgers, if every one is still held by `holder`. Aborts with Taken otherwise."""
-        operations = []
-        for entry in entries:
-            values: Document = {BODY: entry.body, UNTIL: until}
-            absent: Document = {}
-            for name, value in ((DUE, entry.due), (DEAD, entry.dead or None)):
-                (values if value is not None else absent)[name] = value if value is not None else ""
-            update: Document = {"$set": values}
-            if absent:
-                update["$unset"] = absent
-            operations.append(UpdateOne({d.ID: entry.patient, HOLDER: holder}, update))
-
-        async def write(session: AsyncClientSession) -> None:
-            result = await self._ledgers.bulk_write(operations, ordered=False, session=session)
-            if result.matched_count != len(operations):
-                raise Taken("another worker holds one of these patients")
-
-        return write
+        return _Writing(self._ledgers, tuple(entries), holder, until)
 
     async def read(self, patients: Sequence[str]) -> dict[str, bytes]:
         cursor = self._ledgers.find({d.ID: {"$in": list(patients)}}, {BODY: 1})

@@ -148,6 +148,9 @@ class MongoStore:
     async def commit(self, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
         return await self._committer.commit(puts, extras)
 
+    def events(self, puts: Sequence[Put]) -> list[Event]:
+        return self._committer.events(puts)
+
     @answering
     async def claim_holder(self, key: str) -> str:
         claim = await self.database[d.CLAIMS].find_one({d.ID: key})

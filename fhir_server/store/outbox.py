@@ -10,8 +10,10 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import BulkWriteError, PyMongoError
 from pymongo.operations import DeleteOne, IndexModel, UpdateOne
@@ -29,6 +31,28 @@ DUPLICATE_KEY = 11000
 
 class Taken(Exception):
     """Another worker was faster: nothing of this transaction may stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Acknowledgement:
+    collection: AsyncCollection[Document]
+    events: tuple[tuple[Event, str], ...]
+
+    async def __call__(self, session: Any) -> None:
+        plain, shared = _parted(self.events)
+        gone = 0
+        if plain:
+            gone += (await self.collection.delete_many({d.ID: {"$in": plain}}, session=session)).deleted_count
+        if shared:
+            result = await self.collection.bulk_write(shared, ordered=False, session=session)
+            gone += result.deleted_count + result.modified_count
+        if gone != len(self.events):
+            raise Taken("another worker has dealt with these events")
+
+    def beside(self, other: Extra) -> Extra | None:
+        if not isinstance(other, _Acknowledgement):
+            return None
+        return _Acknowledgement(self.collection, (*self.events, *other.events))
 
 
 class Outbox:
@@ -68,19 +92,7 @@ class Outbox:
 
         An event of several patients is done for one at a time.
         """
-        plain, shared = _parted(events)
-
-        async def delete(session: Any) -> None:
-            gone = 0
-            if plain:
-                gone += (await self._events.delete_many({d.ID: {"$in": plain}}, session=session)).deleted_count
-            if shared:
-                result = await self._events.bulk_write(shared, ordered=False, session=session)
-                gone += result.deleted_count + result.modified_count
-            if gone != len(events):
-                raise Taken("another worker has dealt with these events")
-
-        return delete
+        return _Acknowledgement(self._events, tuple(events))
 
     async def done(self, events: Sequence[tuple[Event, str]]) -> None:
         """These events have no effect: they are dropped without ceremony."""

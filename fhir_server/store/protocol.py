@@ -6,7 +6,7 @@ outbox event, all in one transaction.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -50,13 +50,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """One version to be written. `previous` is the current version it supersedes (None: nothing may be there)."""
+    """One version to be written. `previous` is the current version it supersedes (None: nothing may be there).
+
+    A commit may hold several versions of a resource in their order; the last one is what is there afterwards.
+    """
 
     stored: Stored
     previous: Stored | None = None
     claim: Claim | None = None
     cause: Cause = Cause()
-    quiet: bool = False  # automation's own, and known to concern no rule: no event is kept in the outbox
+    quiet: bool = False  # the hooks have nothing more to do with it: no event is kept in the outbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,13 @@ class SnapshotGone(Exception):
     """The moment that a find wanted to see is no longer kept."""
 
 
-# Work to be done in the very transaction of a commit; made by the store's own modules (outbox, timers) for others to pass in.
-Extra = Callable[[Any], Awaitable[None]]
+class Extra(Protocol):
+    """Work to be done in the very transaction of a commit; made by the store's own modules (outbox, ledgers) for others."""
+
+    async def __call__(self, session: Any) -> None: ...
+
+    def beside(self, other: Extra) -> Extra | None:
+        """Both in one, where one command of the database does for both."""
 
 
 class Store(Protocol):
@@ -139,6 +147,9 @@ class Store(Protocol):
 
     async def commit(self, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
         """All or nothing, durable (w: majority, j: true) when it returns. Raises Changed or errors.Unavailable."""
+
+    def events(self, puts: Sequence[Put]) -> list[Event]:
+        """What a commit of these is told as; for work that goes into the same commit."""
 
     async def claim_holder(self, key: str) -> str: ...
 

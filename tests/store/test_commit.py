@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from fhir_server.interactions.context import Server
 from fhir_server.store.mongo import MongoStore
+from fhir_server.store.outbox import Taken
 from fhir_server.store.protocol import Cause, Changed, Claim, Put, Stored
 
 pytestmark = pytest.mark.anyio
@@ -90,20 +92,62 @@ async def test_a_claim_is_taken_once_and_a_stale_one_taken_over_once(store: Mong
     assert await store.claim_holder("criteria") != holder
 
 
+@dataclass
+class Mark:
+    """Extra work: a document in `marks`, and then perhaps a failure."""
+
+    marks: Any
+    name: str
+    error: Exception | None = None
+
+    async def __call__(self, session: Any) -> None:
+        await self.marks.insert_one({"_id": self.name}, session=session)
+        if self.error is not None:
+            raise self.error
+
+    def beside(self, other: Any) -> None:
+        return None
+
+
+async def test_what_fails_beside_others_fails_alone(store: MongoStore) -> None:
+    """Commits that share a transaction do not share a failure, whatever it is."""
+    marks = store.database["beside"]
+    results = await asyncio.gather(
+        *(
+            store.commit([Put(version(f"b{n}", 1))], [Mark(marks, f"b{n}", Taken("n") if n == 3 else None)])
+            for n in range(8)
+        ),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in results] == [Taken if n == 3 else list for n in range(8)]
+    assert await marks.count_documents({}) == 7
+    assert await store.read("Basic", "b3") is None
+
+
+async def test_versions_that_follow_each_other_may_come_together(store: MongoStore) -> None:
+    puts = [Put(version("f", 1)), Put(version("f", 2), version("f", 1)), Put(version("f", 3), version("f", 2))]
+    events = await store.commit(puts)
+    assert [event.version for event in events] == [1, 2, 3]
+    now = await store.read("Basic", "f")
+    assert now is not None
+    assert now.version == 3
+    for number in (1, 2):
+        old = await store.read_version("Basic", "f", number)
+        assert old is not None
+        assert old.raw == version("f", number).raw
+    with pytest.raises(Changed):
+        await store.commit([Put(version("f", 3), version("f", 2)), Put(version("f", 4), version("f", 3))])
+    with pytest.raises(Changed):
+        await store.commit([Put(version("g", 1)), Put(version("g", 1))])
+
+
 async def test_an_extra_is_part_of_the_transaction(store: MongoStore) -> None:
     marks = store.database["marks"]
     await marks.insert_one({"_id": 0})
 
-    async def mark(session: Any) -> None:
-        await marks.insert_one({"_id": "kept"}, session=session)
-
-    async def refuse(session: Any) -> None:
-        await marks.insert_one({"_id": "undone"}, session=session)
-        raise Changed([("Basic", "extra")])
-
-    await store.commit([Put(version("e1", 1))], [mark])
+    await store.commit([Put(version("e1", 1))], [Mark(marks, "kept")])
     with pytest.raises(Changed):
-        await store.commit([Put(version("e2", 1))], [refuse])
+        await store.commit([Put(version("e2", 1))], [Mark(marks, "undone", Changed([("Basic", "extra")]))])
     assert await marks.count_documents({"_id": {"$in": ["kept", "undone"]}}) == 1
     assert await store.read("Basic", "e2") is None
 
