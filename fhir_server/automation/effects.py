@@ -64,12 +64,12 @@ def effects(
     for key, rule in outcome.interpreted.items():
         reading = chart.get(key)
         if reading is not None and reading.stored is not None:
-            writer.put(reading.resource, reading.stored, rule)
+            writer.put(reading.resource, reading.stored, rule, checked=True)
     if outcome.tagged is not None:
         reading = chart.get(("Patient", outcome.patient))
         if reading is not None and reading.stored is not None:
             # Nobody's tags changed where a client's write left them out: then they are put back.
-            writer.put(outcome.tagged, reading.stored, outcome.retagged[-1] if outcome.retagged else "")
+            writer.put(outcome.tagged, reading.stored, outcome.retagged[-1] if outcome.retagged else "", checked=True)
     if outcome.retagged:
         writer.tags_provenance(outcome.retagged)
     if writer.failed:
@@ -134,7 +134,7 @@ class _Writer:
         existing = load(stored.raw) if stored is not None and not stored.deleted else None
         gone = [rule for rule in rules if not self._outcome.decisions[rule].tags]
         resource = of_tags(self._outcome.patient, sections, existing, gone, self._now)
-        self.put(resource, stored, rules[-1])
+        self.put(resource, stored, rules[-1], checked=True)
 
     def _provenance(
         self, id: str, target: str, rule: str, canonical: str, sources: Sequence[str], trails: Sequence[Trail],
@@ -145,14 +145,20 @@ class _Writer:
             id, target=target, rule=canonical, rule_id=known.id if known is not None else "",
             event=self._event(rule), sources=sources, trails=trails, now=self._now, withdrawn=withdrawn,
         )  # fmt: skip
-        self.put(resource, self._current.get(("Provenance", id)), rule, canonical)
+        self.put(resource, self._current.get(("Provenance", id)), rule, canonical, checked=True)
 
     def _event(self, rule: str) -> str:
         woken = self._outcome.woken.get(rule)
         return woken.event.id if woken is not None and woken.event is not None else "time"
 
-    def put(self, resource: Resource, previous: Stored | None, rule: str, canonical: str = "") -> bool:
-        """Prepared as any write; false where nothing would change. A resource that is refused is its rule's failure."""
+    def put(
+        self, resource: Resource, previous: Stored | None, rule: str, canonical: str = "", *, checked: bool = False
+    ) -> bool:
+        """Prepared as any write; false where nothing would change. A resource that is refused is its rule's failure.
+
+        `checked`: what it says is the engine's own, not a rule's: a Provenance, or codings of content that was checked
+        when it was published, added to a resource that was checked when it was written.
+        """
         woken = self._outcome.woken.get(rule)
         event = woken.event if woken is not None else None
         chain = (*event.cause.chain, event.id) if event is not None else ()
@@ -160,7 +166,9 @@ class _Writer:
         cause = Cause(chain, canonical or (known.canonical if known is not None else rule), DEVICE)
         context = Context(Principal.automation(), self._server.settings.public_url, cause=cause)
         try:
-            put, _ = prepare(self._server, context, resource, str(resource["id"]), previous, interaction="update")
+            put, _ = prepare(
+                self._server, context, resource, str(resource["id"]), previous, interaction="update", checked=checked
+            )
         except FhirError as error:
             self.failed[rule] = f"{resource['resourceType']}: " + "; ".join(one.diagnostics for one in error.issues)
             return False

@@ -252,6 +252,8 @@ class Worker(Joining):
         """Works until nothing is waiting, without the loops of `start`. For tests and the command line."""
         while patients := await self.outbox.waiting() or self._functions.busy:
             self._news.look(patients)
+            for patient in patients:
+                self._dirty.pop(patient, None)
             for start in range(0, len(patients), BATCH):
                 await self.work(patients[start : start + BATCH])
             if self._functions.busy:
