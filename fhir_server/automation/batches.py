@@ -43,7 +43,11 @@ class _Result:
 
     entry: Entry
     effects: made.Effects
-    events: list[tuple[Event, str]]
+    happenings: list[Happening]
+
+    @property
+    def events(self) -> list[tuple[Event, str]]:
+        return [(one.event, self.entry.patient) for one in self.happenings]
 
 
 class Batches:
@@ -224,7 +228,8 @@ class Batches:
             return self._functions.call(rule, situation, foci)
 
         arrived = min(times, default=now)
-        return run(self.book, chart, account, woken, now, arrived=arrived, call=call, retired=retired)
+        retag = account.suspect or any(one.event.resource_type == "Patient" for one in happenings)
+        return run(self.book, chart, account, woken, now, arrived=arrived, call=call, retired=retired, retag=retag)
 
     async def _finish(
         self, rounds: Sequence[Outcome], charts: dict[str, Chart], of: dict[str, list[Happening]], now: int
@@ -244,18 +249,17 @@ class Batches:
             outcome, effects = await self._effects(first, charts, of[patient], current, now)
             account = self._accounts[patient]
             body = dump(account.ledger)
-            events = [(one.event, patient) for one in of[patient]]
             for url, _ in outcome.failed:
                 self.metrics.fail(url)
             if body == account.body and not effects.puts:
-                quiet += events
+                quiet += [(one.event, patient) for one in of[patient]]
             else:
                 entry = Entry(patient, body, account.ledger.next_due, account.ledger.dead)
-                results.append(_Result(entry, effects, events))
+                results.append(_Result(entry, effects, of[patient]))
         for portion in _portions(results):
             await self._commit(portion)
             for one in portion:
-                self._note(one.effects, charts, [event for event, _ in one.events])
+                self._note(one.effects, charts, one.happenings)
         if quiet:
             await self.outbox.done(quiet)
             self.metrics.events.inc(len(quiet))
@@ -312,7 +316,7 @@ class Batches:
             current.update((await fetch(self._database, keys=made.keys(outcome, account)))[1])
         raise RuntimeError(f"the rules of Patient/{outcome.patient} come to no conclusion")
 
-    def _note(self, effects: made.Effects, charts: Mapping[str, Chart], events: Sequence[Event]) -> None:
+    def _note(self, effects: made.Effects, charts: Mapping[str, Chart], happenings: Sequence[Happening]) -> None:
         """Brings the charts to what the store now has; counts."""
         now = self._now()
         for put in effects.puts:
@@ -321,10 +325,10 @@ class Batches:
                     chart = charts.get(patient)
                     if chart is not None:
                         chart.put_stored(put.stored)
-        self.metrics.events.inc(len(events))
-        for event in events:
-            if not event.resource_type.startswith("$"):
-                self.metrics.effect(max(0, now - event.updated) / 1000)
+        self.metrics.events.inc(len(happenings))
+        for one in happenings:
+            if not one.event.resource_type.startswith("$"):
+                self.metrics.effect(max(0, now - one.since) / 1000)
         for url, resource_type in effects.written:
             self.metrics.fire(url, resource_type)
 

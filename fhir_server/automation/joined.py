@@ -21,7 +21,7 @@ from fhir_server.automation.rounds import Happening
 from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.model.resource import load_stored as load
 from fhir_server.store.ledgers import Entry
-from fhir_server.store.protocol import Event, Extra, Put
+from fhir_server.store.protocol import Extra, Put
 from fhir_server.store.records import fetch
 
 MOST_TOGETHER = 50  # versions in a commit that is looked at before it is made
@@ -40,7 +40,7 @@ class Joined:
     account: Account
     effects: made.Effects
     body: bytes
-    events: list[Event]
+    happenings: list[Happening]
 
     def committed(self) -> None:
         self.engine.take_in(self)
@@ -106,7 +106,7 @@ class Joining(Batches):
         effects = made.effects(self.server, self.book, outcome, chart, current, now)
         body = dump(account.ledger)
         quiet = [replace(put, quiet=True) for put in puts]
-        joined = Joined([*quiet, *effects.puts], [], self, chart, account, effects, body, events)
+        joined = Joined([*quiet, *effects.puts], [], self, chart, account, effects, body, happenings)
         # That nothing follows is known from the rules alone, or has to be as sure as what does: the patient is still ours.
         if outcome.woken or body != account.body or any(put.stored.resource_type in REMEMBERED for put in puts):
             entry = Entry(chart.id, body, account.ledger.next_due, account.ledger.dead)
@@ -119,7 +119,12 @@ class Joining(Batches):
         if joined.extras:
             self._held[joined.chart.id] = self._until()
         self._charts.keep(joined.chart)
-        self._note(joined.effects, {joined.chart.id: joined.chart}, joined.events)
+        now = self._now()  # it is acknowledged now, with its effects
+        self._note(
+            joined.effects,
+            {joined.chart.id: joined.chart},
+            [replace(one, acknowledged=now) for one in joined.happenings],
+        )
         self._free(joined.chart.id)
 
     def give_up(self, patient: str) -> None:

@@ -9,17 +9,17 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 
 
 class Metrics(Collector):
-    """`lags`: the latest lags in seconds, from commit of an event to commit of its effects."""
+    """`lags`: the latest lags in seconds, from the acknowledgement of a change to the commit of its effects (0: together)."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.lag = Histogram(
             "fhir_hooks_lag_seconds",
-            "From the commit of a change to that of its effects",
+            "From the acknowledgement of a change to the commit of its effects",
             buckets=BUCKETS,
             registry=self.registry,
         )

@@ -45,11 +45,20 @@ Run = Callable[[Rule, Situation, frozenset[str] | None], Decision]
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """An event with the versions it is about: what is there now, and what it replaced (None: nothing)."""
+    """An event with the versions it is about: what is there now, and what it replaced (None: nothing).
+
+    `acknowledged` (ms): when whoever wrote it heard so; 0 where this process does not know.
+    """
 
     event: Event
     now: Stored | None = None
     before: Stored | None = None
+    acknowledged: int = 0
+
+    @property
+    def since(self) -> int:
+        """What a lag is counted from (ms): not known, from when the change was prepared."""
+        return self.acknowledged or self.event.updated
 
 
 @dataclass(slots=True)
@@ -83,7 +92,7 @@ class Outcome:
         """Takes in what the next step of the same round decided."""
         self.decisions.update(other.decisions)
         self.changes += other.changes
-        self.tagged = other.tagged
+        self.tagged = other.tagged if other.tagged is not None else self.tagged
         self.retagged = list(dict.fromkeys((*self.retagged, *other.retagged)))
         self.interpreted.update(other.interpreted)
         self.woken.update(other.woken)
@@ -207,8 +216,11 @@ def run(
     arrived: int | None = None,
     call: Run = evaluate,
     retired: Iterable[str] = (),
+    retag: bool = True,
 ) -> Outcome:
     """Runs the woken rules and those that what they derive wakes. The account's ledger is brought to the state after it.
+
+    `retag`: the Patient may lack tags that it had, because somebody wrote it.
 
     The chart gets what is derived, so that it must be given up if the outcome is not committed.
     """
@@ -247,7 +259,7 @@ def run(
         for wakes in _conclude(book, chart, ledger, outcome, decision, situation):
             if wakes > position:
                 queue.setdefault(wakes, Woken(queue[position].event)).foci = None
-    patient = chart.get(("Patient", chart.id))
+    patient = chart.get(("Patient", chart.id)) if outcome.retagged or retag else None
     if patient is not None:
         canonicals = {rule.url: rule.canonical for rule in book.rules}
         outcome.tagged = tags.tagged(patient.resource, tags_wanted(ledger), canonicals)

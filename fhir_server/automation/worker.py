@@ -117,6 +117,7 @@ class Worker(Joining):
 
     def written(self, puts: Sequence[Put], events: Sequence[Event]) -> None:
         """Called after every commit in this process: what happened need not be read back."""
+        now = self._now()
         for put, event in zip(puts, events, strict=True):
             if event.resource_type in DEFINITIONS:
                 self._stale = True
@@ -124,7 +125,7 @@ class Worker(Joining):
                 continue
             patients = event.patients or (NO_PATIENT,)
             for patient in patients:
-                self._news.add(patient, Happening(event, put.stored, put.previous))
+                self._news.add(patient, Happening(event, put.stored, put.previous, now))
             self._mark(patients)
 
     def notify(self, events: Sequence[Event]) -> None:
