@@ -15,7 +15,7 @@ async def engage(server: Server, *, act: bool = True, listen: bool = False) -> W
 
     `listen`: see Worker.start.
     """
-    worker = Worker(server, rules=installed())
+    worker = Worker(server, rules=installed(), shared=listen or server.settings.workers > 1)
     server.rooms[ROOM] = worker
     if act:
         await store(server)

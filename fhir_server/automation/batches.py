@@ -53,7 +53,8 @@ class _Result:
 class Batches:
     """The work on batches of patients; `Worker` says when. Subclasses tell `_mark` what is to be looked at again."""
 
-    def __init__(self, server: Server, *, rules: Iterable[Rule], lease: int) -> None:
+    def __init__(self, server: Server, *, rules: Iterable[Rule], lease: int, shared: bool = False) -> None:
+        """`lease` (ms). `shared`: other workers want the same patients, so that none is held beyond the work on it."""
         database: Any = server.store.database  # type: ignore[attr-defined]
         self.server = server
         self.outbox = Outbox(database)
@@ -65,9 +66,9 @@ class Batches:
         self._charts = Charts(database, server.registry)
         self._functions = Functions(self._answered)
         self._python = tuple(rules)
-        self._lease = lease
+        self._lease, self._shared = lease, shared
         self._busy: set[str] = set()
-        self._held: dict[str, int] = {}  # patient → until when the lease is ours, ms
+        self._held: dict[str, int] = {}  # patient → until when the lease is ours, ms; who was worked on last is last
         self._accounts: dict[str, Account] = {}
         self._news = News()
         self._suspects: set[str] = set()  # patients of whom something else was found than their ledger says
@@ -78,6 +79,10 @@ class Batches:
 
     def _answered(self, patient: str) -> None:
         """A slow rule has finished, in a thread."""
+        raise NotImplementedError
+
+    def _later(self, patients: Sequence[str]) -> None:
+        """Somebody else is at work on these patients: they are looked at again shortly."""
         raise NotImplementedError
 
     def _now(self) -> int:
@@ -129,6 +134,8 @@ class Batches:
         if not waiting:
             return
         held = await self._hold(waiting)
+        if len(held) < len(waiting):
+            self._later([patient for patient in waiting if patient not in held])
         now = self._now()
         cold = [patient for patient in sorted(held) if self._charts.kept(patient) is None]
         charts = await self._charts.open(self.book, sorted(held), now)
@@ -173,7 +180,7 @@ class Batches:
             found = await self.ledgers.lease(wanted, self.name, clock, until)
             for patient in wanted:
                 if patient in found:
-                    self._held[patient] = until
+                    self._keep_lease(patient, until)
                     known = self._accounts.get(patient)
                     body, epoch = found[patient]
                     if known is None or known.epoch != epoch:
@@ -183,12 +190,18 @@ class Batches:
                         self._charts.forget([patient])
                 else:
                     self.forget([patient])
-        if len(self._held) > MOST_HELD:
-            self._trim(clock)
         return {patient for patient in patients if patient in self._held and patient in self._accounts}
 
-    def _trim(self, clock: int) -> None:
-        self.forget([patient for patient, until in self._held.items() if until < clock and patient not in self._busy])
+    def _keep_lease(self, patient: str, until: int) -> None:
+        """What is remembered of the patient is remembered until `MOST_HELD` others have been worked on."""
+        self._held.pop(patient, None)
+        self._held[patient] = until
+        if len(self._held) > MOST_HELD:
+            oldest = next(iter(self._held))
+            if oldest not in self._busy:
+                self._charts.forget([oldest])
+                self._accounts.pop(oldest, None)
+                del self._held[oldest]
 
     def _round(
         self, chart: Chart, happenings: Sequence[Happening], now: int, failed: dict[str, str] | None = None
@@ -275,11 +288,11 @@ class Batches:
         await commit(self.server, [put for one in results for put in one.effects.puts], extras)
         for one in results:
             self._remember(self._accounts[one.entry.patient], one.entry.body, one.effects.puts)
-            self._held[one.entry.patient] = self._until()
+            self._keep_lease(one.entry.patient, self._until())
 
     def _until(self) -> int:
-        """Until when (ms) a lease is held that is taken now."""
-        return time.time_ns() // 1_000_000 + self._lease
+        """Until when (ms) a lease is kept after the work."""
+        return 0 if self._shared else time.time_ns() // 1_000_000 + self._lease
 
     def _remember(self, account: Account, body: bytes, puts: Iterable[Put]) -> None:
         """This is what the database holds now."""

@@ -117,7 +117,7 @@ class Joining(Batches):
         """It was committed."""
         self._remember(joined.account, joined.body, joined.effects.puts)
         if joined.extras:
-            self._held[joined.chart.id] = self._until()
+            self._keep_lease(joined.chart.id, self._until())
         self._charts.keep(joined.chart)
         now = self._now()  # it is acknowledged now, with its effects
         self._note(

@@ -32,6 +32,7 @@ LEASE = 4_000  # ms; renewed by every commit, so that a crash blocks a patient n
 LANES = 2
 BATCH = 64  # patients in one batch
 POLL = 1.0  # seconds
+AGAIN = 0.05  # seconds after which a patient is asked for again whom another worker had
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,10 @@ class Worker(Joining):
     """`rules`: rules in Python beside those in the store. `poll`: seconds between looks at the clock and the outbox."""
 
     def __init__(
-        self, server: Server, *, rules: Iterable[Rule] = (), lanes: int = LANES, poll: float = POLL, lease: int = LEASE
-    ) -> None:
-        super().__init__(server, rules=rules, lease=lease)
+        self, server: Server, *, rules: Iterable[Rule] = (), lanes: int = LANES, poll: float = POLL, lease: int = LEASE,
+        shared: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(server, rules=rules, lease=lease, shared=shared)
         self.backfills = Backfills(server, self.outbox, self.notify)
         self._own_events = server.store.process  # type: ignore[attr-defined]
         self._lanes, self._poll = lanes, poll
@@ -147,6 +149,9 @@ class Worker(Joining):
         """A slow rule has finished, in a thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._mark, [patient])
+
+    def _later(self, patients: Sequence[str]) -> None:
+        asyncio.get_running_loop().call_later(AGAIN, self._look, list(patients))
 
     def _take(self) -> list[str]:
         taken = [patient for patient in self._dirty if patient not in self._busy][:BATCH]
