@@ -104,6 +104,11 @@ class Decision:
         return tuple(dict.fromkeys(reference for trail in self.trails for reference in trail.sources()))
 
     @property
+    def silent(self) -> bool:
+        """It says nothing, and looked at no resource one by one."""
+        return not (self.proposals or self.tags or self.interpretations or self.looked) and self.due is None
+
+    @property
     def canonical(self) -> str:
         return f"{self.rule}|{self.version}" if self.version else self.rule
 

@@ -234,6 +234,7 @@ def run(
 
     patient_tags = _tags(chart, ledger)
     situation = Situation(chart, now, book.scores, patient_tags, arrived, begun)
+    known = {slot.rule for slot in ledger.slots.values()} | ledger.tags.keys() | ledger.due.keys()
     for url in retired:
         _conclude(book, chart, ledger, outcome, Decision(url, ""), situation)
     for position in range(len(book.rules)):
@@ -255,6 +256,9 @@ def run(
         event = queue[position].event
         if event is not None and len(event.cause.chain) >= MAX_CHAIN and _would_change(chart.id, decision, ledger, now):
             outcome.changes.extend(_cut(chart.id, ledger, rule, event, now))
+            continue
+        if decision.silent and rule.url not in known:
+            outcome.decisions[rule.url] = decision
             continue
         for wakes in _conclude(book, chart, ledger, outcome, decision, situation):
             if wakes > position:
