@@ -31,7 +31,7 @@ from fhir_server.store.outbox import Outbox, Taken
 from fhir_server.store.protocol import Changed, Event, Extra, Key, Put, Stored
 from fhir_server.store.records import fetch
 
-MOST_HELD = 3_000  # patients of whom is remembered what was written
+MOST_HELD = 1_000  # patients of whom is remembered what was written, and the chart: 60 kB each
 REMEMBERED = frozenset({*WITHDRAWN, "Provenance"})
 MOST_PUTS = 48  # versions in one transaction; large ones hold up everybody and strain WiredTiger's cache
 NO_PATIENT = ""  # stands for events of no patient

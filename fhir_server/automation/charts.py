@@ -16,7 +16,7 @@ from fhir_server.store import documents as d
 from fhir_server.store.protocol import Event, Key, Stored
 from fhir_server.store.records import Want, fetch
 
-MOST_CHARTS = 2_000
+MOST_CHARTS = 1_000
 MOST_READINGS = 2_000  # of one chart that is kept; a larger one is read again each time
 SHORT = (
     120 * DAY
