@@ -1,0 +1,106 @@
+"""What authorization and audit cost a read by id: three servers side by side, measured in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from tests.benchmarks.load import Result, measure
+from tests.cli.conftest import Process, call
+
+KINDS = ("open", "token", "audit")
+PATIENCE_SECONDS = 300
+_WAITING = re.compile(r"^fhir_audit_waiting_bytes ([0-9.e+]+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Medians over the rounds. `token` and `audit`: share of the open server's rate in the same round."""
+
+    open: float  # answers a second
+    token: float
+    audit: float
+    spread: str  # of `audit`
+    whole: float  # share of the rate if the moving of its AuditEvents afterwards counts as well
+    failed: int
+
+
+def reads(folder: Path, *, rounds: int, seconds: float) -> Cost:
+    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    whole: list[float] = []
+    failed = 0
+    with contextlib.ExitStack() as stack:
+        servers = {kind: stack.enter_context(_Server.started(folder / f"auth-{kind}", kind)) for kind in KINDS}
+        for server in servers.values():
+            failed += server.measured(1).failed
+        servers["audit"].drain()
+        for number in range(rounds):
+            for kind in KINDS[:: 1 if number % 2 else -1]:
+                found = servers[kind].measured(seconds)
+                rates[kind].append(found.rate)
+                failed += found.failed
+                if kind == "audit":  # what is left to do must not disturb the others
+                    whole.append(found.rate * seconds / (seconds + servers[kind].drain()))
+    shares = {kind: _shares(rates[kind], rates["open"]) for kind in KINDS}
+    return Cost(
+        open=median(rates["open"]),
+        token=median(shares["token"]),
+        audit=median(shares["audit"]),
+        spread=f"{min(shares['audit']):.0%} to {max(shares['audit']):.0%}",
+        whole=median(_shares(whole, rates["open"])),
+        failed=failed,
+    )
+
+
+def _shares(rates: Sequence[float], of: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(rates, of, strict=True)]
+
+
+class _Server:
+    def __init__(self, base: str, token: str) -> None:
+        self._base = base
+        self._token = token
+        self._http = httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {}, timeout=30)
+        patient = {"resourceType": "Patient", "id": "sample-01", "active": True}
+        self._http.put(f"{base}/Patient/sample-01", json=patient).raise_for_status()
+
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, folder: Path, kind: str) -> Iterator[_Server]:
+        words = ("serve", "--port", 0, "--no-automation", "--data-dir", folder)
+        settings = {"FHIR_RATE_LIMIT": "0", "FHIR_LOG_LEVEL": "error", "FHIR_AUDIT": str(kind == "audit").lower()}
+        process = Process(*words, *(("--open",) if kind == "open" else ()), **settings)
+        try:
+            base = process.base
+            token = ""
+            if kind != "open":
+                made = call("token", "--data-dir", folder, "--public-url", base, "--scope", "user/*.cruds")
+                token = made.stdout.strip()
+                assert token, made.stderr
+            yield cls(base, token)
+        finally:
+            process.stop()
+
+    def measured(self, seconds: float) -> Result:
+        return measure(f"{self._base}/Patient/sample-01", connections=32, seconds=seconds, token=self._token)
+
+    def drain(self) -> float:
+        """Waits until nothing waits to be moved; how long, seconds."""
+        began = time.monotonic()
+        while waiting := self._waiting():
+            assert time.monotonic() - began < PATIENCE_SECONDS, f"{waiting} bytes are still waiting"
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    def _waiting(self) -> float:
+        text = self._http.get(f"{self._base.removesuffix('/fhir')}/metrics").text
+        found = _WAITING.search(text)
+        assert found, "the server does not say how far its audit is behind"
+        return float(found[1])
