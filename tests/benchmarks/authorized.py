@@ -43,11 +43,12 @@ def reads(folder: Path, *, rounds: int, seconds: float) -> Cost:
         servers["audit"].drain()
         for number in range(rounds):
             for kind in KINDS[:: 1 if number % 2 else -1]:
+                servers[kind].measured(1)  # what it did while the others were measured is over then
                 found = servers[kind].measured(seconds)
                 rates[kind].append(found.rate)
                 failed += found.failed
                 if kind == "audit":  # what is left to do must not disturb the others
-                    whole.append(found.rate * seconds / (seconds + servers[kind].drain()))
+                    whole.append(found.rate * (seconds + 1) / (seconds + 1 + servers[kind].drain()))
     shares = {kind: _shares(rates[kind], rates["open"]) for kind in KINDS}
     return Cost(
         open=median(rates["open"]),
