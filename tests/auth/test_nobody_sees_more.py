@@ -105,7 +105,7 @@ async def make_world(secured: Secured, chance: random.Random) -> Records:
     maker.patients = [maker.id("Patient") for _ in range(5)]
     maker.keys += [f"Patient/{id}" for id in maker.patients]
     planned = [*maker.keys]
-    more = {"Observation": 6, "Consent": 5}
+    more = {"Observation": 6, "Consent": 6}
     planned += [f"{kind}/{maker.id(kind)}" for kind in TYPES[1:] for _ in range(more.get(kind, 3))]
     maker.keys = planned
     for key in planned:
@@ -153,14 +153,14 @@ async def make_tokens(records: Records, chance: random.Random) -> None:
             ["patient", "patient", "patient", "practitioner", "practitioner", "nurse", "nurse", "related-person",
              "administrator", "", "", "lab"]
         )  # fmt: skip
-        if number < 2:  # in every world
-            role = ("administrator", "related-person")[number]
+        if number < 4:  # in every world
+            role = ("administrator", "related-person", "practitioner", "")[number]
         clearance = chance.choice(["N", "N", "R", "V"])
-        contexts = {"": ["system"], "administrator": ["user"]}.get(role, ["patient", "user", "patient"])
+        contexts = {"": ["system"], "administrator": ["user"]}.get(role, ["patient", "patient", "user"])
         scopes = tuple(random_scope(chance, contexts) for _ in range(chance.randint(1, 4)))
-        if number == 0:
-            scopes = (("user", "*", "rs", ""), *scopes)
-        if number % 4 == 3:  # nothing wider beside it, or the narrowing would not show
+        if number < 4:
+            scopes = ((contexts[-1], "*", "rs", ""), *scopes)
+        if number % 5 == 4:  # nothing wider beside it, or the narrowing would not show
             scopes = (
                 (chance.choice(contexts), "Observation", chance.choice(["rs", "cruds"]), chance.choice(CATEGORIES)),
             )

@@ -205,7 +205,24 @@ class Maker:
         status = self.random.choice(["active", "active", "active", "inactive", "draft"])
         consent: Resource = {"status": status, "scope": text, "category": [text], "policyRule": text}
         consent["patient"] = self.someone()
-        return consent | ({"provision": self.provision(2)} if self.random.random() < 0.9 else {})
+        provision = self.provision(2) if self.random.random() < 0.4 else self.telling_provision()
+        return consent | ({"provision": provision} if self.random.random() < 0.9 else {})
+
+    def telling_provision(self) -> Resource:
+        """What chance alone seldom makes: everybody is denied, or all but one."""
+        one = [{"role": {"text": "to whom"}, "reference": self.reference("Practitioner")}]
+        own = [{"role": {"text": "to whom"}, "reference": self.reference("RelatedPerson")}]
+        a_part: Resource = {"type": "permit", "purpose": [{"system": "http://example.org/x", "code": "x"}]}
+        return self.random.choice(
+            [
+                {"type": "deny"},
+                {"type": "deny", "provision": [{"type": "permit", "actor": one}]},
+                {"type": "deny", "provision": [a_part | ({"actor": one} if self.random.random() < 0.5 else {})]},
+                {"type": "deny", "actor": one},
+                {"type": "permit", "actor": own},
+                {"type": "permit"},
+            ]
+        )
 
     def provision(self, depth: int) -> Resource:
         """Who may (not), when, for what; and exceptions to it."""
