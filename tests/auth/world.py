@@ -217,6 +217,8 @@ class Maker:
             [
                 {"type": "deny"},
                 {"type": "deny", "provision": [{"type": "permit", "actor": one}]},
+                {"type": "deny", "provision": [{"type": "permit", "actor": one}]},
+                {"type": "permit", "provision": [{"type": "deny", "actor": one}]},
                 {"type": "deny", "provision": [a_part | ({"actor": one} if self.random.random() < 0.5 else {})]},
                 {"type": "deny", "actor": one},
                 {"type": "permit", "actor": own},
