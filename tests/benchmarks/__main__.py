@@ -278,11 +278,23 @@ def authorization(bench: Bench) -> Iterator[Line]:
     )
 
 
+def hints(bench: Bench) -> Iterator[Line]:
+    """Whether the time of an answer tells what others have: by a patient's token, of 3,000 observations of others."""
+    for one in authorized.differences(bench.folder):
+        yield Line(
+            f"{one.what}: others have it, nobody has it",
+            f"{one.foreign_ms:.2f} ms, {one.absent_ms:.2f} ms (quartiles {one.spread_ms:.2f} ms apart)",
+            "no more apart than half of that",
+            one.is_noise,
+        )
+
+
 ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "validation": validation,
     "ready": ready,
     "read": read,
     "authorization": authorization,
+    "hints": hints,
     "search": search,
     "timeline": timeline,
     "extraction": extraction,

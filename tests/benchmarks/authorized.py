@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
+from typing import Any
 
 import httpx
 
@@ -65,8 +66,9 @@ def _shares(rates: Sequence[float], of: Sequence[float]) -> list[float]:
 
 
 class _Server:
-    def __init__(self, base: str, token: str) -> None:
+    def __init__(self, base: str, token: str, folder: Path) -> None:
         self._base = base
+        self._folder = folder
         self._token = token
         self._http = httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {}, timeout=30)
         patient = {"resourceType": "Patient", "id": "sample-01", "active": True}
@@ -85,12 +87,21 @@ class _Server:
                 made = call("token", "--data-dir", folder, "--public-url", base, "--scope", "user/*.cruds")
                 token = made.stdout.strip()
                 assert token, made.stderr
-            yield cls(base, token)
+            yield cls(base, token, folder)
         finally:
             process.stop()
 
     def measured(self, seconds: float) -> Result:
         return measure(f"{self._base}/Patient/sample-01", connections=32, seconds=seconds, token=self._token)
+
+    def post(self, bundle: dict[str, Any]) -> None:
+        self._http.post(self._base, json=bundle).raise_for_status()
+
+    def of(self, scope: str, patient: str) -> httpx.Client:
+        """A client with a token for one patient."""
+        words = ("--data-dir", self._folder, "--public-url", self._base, "--scope", scope, "--patient", patient)
+        token = call("token", *words).stdout.strip()
+        return httpx.Client(base_url=self._base + "/", headers={"Authorization": f"Bearer {token}"}, timeout=30)
 
     def drain(self) -> float:
         """Waits until nothing waits to be moved; how long, seconds."""
@@ -105,3 +116,64 @@ class _Server:
         found = _WAITING.search(text)
         assert found, "the server does not say how far its audit is behind"
         return float(found[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Median times of a request for what others have, and for what nobody has."""
+
+    what: str
+    foreign_ms: float
+    absent_ms: float
+    spread_ms: float  # interquartile range of either
+
+    @property
+    def is_noise(self) -> bool:
+        return abs(self.foreign_ms - self.absent_ms) < self.spread_ms / 2
+
+
+QUESTIONS = (
+    ("read", "Observation/foreign-7", "Observation/absent-7"),
+    ("vread", "Observation/foreign-7/_history/1", "Observation/absent-7/_history/1"),
+    ("count", "Observation?code=foreign&_summary=count", "Observation?code=absent&_summary=count"),
+    ("search with total", "Observation?code=foreign&_total=accurate", "Observation?code=absent&_total=accurate"),
+    ("_has", "Patient?_has:Observation:patient:code=foreign", "Patient?_has:Observation:patient:code=absent"),
+)
+
+
+def differences(folder: Path, *, times: int = 400) -> Iterator[Difference]:
+    """Asked by one patient, in turns, of a server with 3,000 observations of others."""
+    with _Server.started(folder / "auth-differences", "audit") as server:
+        for start in range(0, 3_000, 500):
+            entries = [_observation(n) for n in range(start, start + 500)]
+            bundle = {"resourceType": "Bundle", "type": "batch", "entry": [*map(_patient, range(20)), *entries]}
+            server.post(bundle)
+        one = server.of("patient/*.rs", "p0")
+        for what, *urls in QUESTIONS:
+            taken: tuple[list[float], list[float]] = ([], [])
+            for number in range(times + 20):
+                for which in (0, 1) if number % 2 else (1, 0):
+                    began = time.perf_counter()
+                    one.get(urls[which])
+                    if number >= 20:
+                        taken[which].append((time.perf_counter() - began) * 1000)
+            quarters = quantiles([*taken[0], *taken[1]])
+            yield Difference(what, median(taken[0]), median(taken[1]), quarters[2] - quarters[0])
+
+
+def _put(resource: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "resource": resource,
+        "request": {"method": "PUT", "url": f"{resource['resourceType']}/{resource['id']}"},
+    }
+
+
+def _patient(number: int) -> dict[str, Any]:
+    return _put({"resourceType": "Patient", "id": f"p{number}"})
+
+
+def _observation(number: int) -> dict[str, Any]:
+    code = {"coding": [{"system": "http://loinc.org", "code": "foreign" if number >= 30 else "own"}]}
+    subject = {"reference": f"Patient/p{1 + number % 19 if number >= 30 else 0}"}
+    id = f"foreign-{number - 30}" if number >= 30 else f"own-{number}"
+    return _put({"resourceType": "Observation", "id": id, "status": "final", "code": code, "subject": subject})
