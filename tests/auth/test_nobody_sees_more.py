@@ -153,12 +153,12 @@ async def make_tokens(records: Records, chance: random.Random) -> None:
             ["patient", "patient", "patient", "practitioner", "practitioner", "nurse", "nurse", "related-person",
              "administrator", "", "", "lab"]
         )  # fmt: skip
-        if number < 4:  # in every world
-            role = ("administrator", "related-person", "practitioner", "")[number]
+        if number in (0, 1, 2, 3, 5):  # in every world
+            role = ("administrator", "related-person", "practitioner", "", "", "related-person")[number]
         clearance = chance.choice(["N", "N", "R", "V"])
         contexts = {"": ["system"], "administrator": ["user"]}.get(role, ["patient", "patient", "user"])
         scopes = tuple(random_scope(chance, contexts) for _ in range(chance.randint(1, 4)))
-        if number < 4:
+        if number < 6:
             scopes = ((contexts[-1], "*", "rs", ""), *scopes)
         if number % 5 == 4:  # nothing wider beside it, or the narrowing would not show
             scopes = (
@@ -174,7 +174,8 @@ async def make_tokens(records: Records, chance: random.Random) -> None:
             patient = me.split("/")[1]
             await secured.user(name, "patient", me, clearance=clearance)
         elif role == "related-person":
-            me = chance.choice(records.proxies() or [v.key for v in records.current() if v.key.startswith("RelatedP")])
+            everybody = [v.key for v in records.current() if v.resource_type == "RelatedPerson"]
+            me = chance.choice((number < 4 and records.proxies()) or everybody)
             await secured.user(name, "related-person", me, clearance=clearance)
         else:
             me = f"Practitioner/{chance.choice(maker.practitioners)}"

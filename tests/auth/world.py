@@ -189,7 +189,7 @@ class Maker:
         return {"type": "person", "actual": True, "member": [{"entity": self.someone()} for _ in range(2)]}
 
     def _relatedperson(self) -> Resource:
-        return {"patient": self.someone(), "active": True}
+        return {"patient": self.someone(), "active": self.random.random() < 0.8}
 
     def _medicationrequest(self) -> Resource:
         return {
@@ -222,6 +222,7 @@ class Maker:
                 {"type": "deny", "provision": [a_part | ({"actor": one} if self.random.random() < 0.5 else {})]},
                 {"type": "deny", "actor": one},
                 {"type": "permit", "actor": own},
+                {"type": "permit"},
                 {"type": "permit"},
             ]
         )
