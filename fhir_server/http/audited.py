@@ -80,13 +80,14 @@ def _access(call: Call, answer: Answer, principal: Principal, address: str, requ
 
 
 def _interaction(call: Call) -> str:
-    operation = next((part for part in call.path if part[:1] == "$"), None)
-    if operation is not None:
+    route = shape(call.path)
+    if "$" in route:
+        operation = next(part for part in call.path if part[:1] == "$")
         return f"operation:{operation[:64]}"
     if call.resource is not None and not call.path and call.resource.get("type") == "transaction":
         return "transaction"
     method = "GET" if call.method == "HEAD" else call.method
-    return INTERACTIONS.get((method, shape(call.path)), "operation")
+    return INTERACTIONS.get((method, route), "operation")
 
 
 def _named(call: Call) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -29,12 +30,17 @@ class Cost:
     token: float
     audit: float
     spread: str  # of `audit`
+    token_work: (
+        float  # the open server's processor time for an answer, as a share of this one's: other work disturbs it less
+    )
+    audit_work: float
     whole: float  # share of the rate if the moving of its AuditEvents afterwards counts as well
     failed: int
 
 
 def reads(folder: Path, *, rounds: int, seconds: float) -> Cost:
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    work: dict[str, list[float]] = {kind: [] for kind in KINDS}
     whole: list[float] = []
     failed = 0
     with contextlib.ExitStack() as stack:
@@ -45,7 +51,9 @@ def reads(folder: Path, *, rounds: int, seconds: float) -> Cost:
         for number in range(rounds):
             for kind in KINDS[:: 1 if number % 2 else -1]:
                 servers[kind].measured(1)  # what it did while the others were measured is over then
+                before = servers[kind].worked()
                 found = servers[kind].measured(seconds)
+                work[kind].append(found.rate * seconds / (servers[kind].worked() - before))
                 rates[kind].append(found.rate)
                 failed += found.failed
                 if kind == "audit":  # what is left to do must not disturb the others
@@ -56,6 +64,8 @@ def reads(folder: Path, *, rounds: int, seconds: float) -> Cost:
         token=median(shares["token"]),
         audit=median(shares["audit"]),
         spread=f"{min(shares['audit']):.0%} to {max(shares['audit']):.0%}",
+        token_work=median(_shares(work["token"], work["open"])),
+        audit_work=median(_shares(work["audit"], work["open"])),
         whole=median(_shares(whole, rates["open"])),
         failed=failed,
     )
@@ -66,8 +76,9 @@ def _shares(rates: Sequence[float], of: Sequence[float]) -> list[float]:
 
 
 class _Server:
-    def __init__(self, base: str, token: str, folder: Path) -> None:
+    def __init__(self, base: str, token: str, folder: Path, pid: int) -> None:
         self._base = base
+        self._pid = pid
         self._folder = folder
         self._token = token
         self._http = httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {}, timeout=30)
@@ -87,12 +98,17 @@ class _Server:
                 made = call("token", "--data-dir", folder, "--public-url", base, "--scope", "user/*.cruds")
                 token = made.stdout.strip()
                 assert token, made.stderr
-            yield cls(base, token, folder)
+            yield cls(base, token, folder, process.process.pid)
         finally:
             process.stop()
 
     def measured(self, seconds: float) -> Result:
         return measure(f"{self._base}/Patient/sample-01", connections=32, seconds=seconds, token=self._token)
+
+    def worked(self) -> float:
+        """Seconds of processor time so far, mongod's apart."""
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def post(self, bundle: dict[str, Any]) -> None:
         self._http.post(self._base, json=bundle).raise_for_status()
