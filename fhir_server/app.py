@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -136,6 +136,8 @@ class Application:
             audit = Audit(log, server.registry, folder, authority.secret, days=days, now=authority.now)
             await audit.open()
             server.rooms["audit"] = audit
+            waiting = Gauge("fhir_audit_waiting_bytes", "Journalled, not yet searchable", registry=self._collectors)
+            waiting.set_function(lambda: audit.waiting)
             authority.recorded.append(audit.record)
             server.closing.append(audit.close)
         return authority

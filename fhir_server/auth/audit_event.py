@@ -102,17 +102,28 @@ def _entities(access: Access) -> list[dict[str, Any]]:
     if access.resource_type and access.id:
         version = f"/_history/{access.version}" if access.version else ""
         what = {"reference": f"{access.resource_type}/{access.id}{version}"}
-        entities.append({"what": what, "type": _coding(_ENTITY, "2"), "role": _coding(_ROLE, "4")})
+        entities.append({"what": what, **coded("object")})
     for patient in access.patients:
-        what = {"reference": f"Patient/{patient}"}
-        entities.append({"what": what, "type": _coding(_ENTITY, "1"), "role": _coding(_ROLE, "1")})
+        entities.append({"what": {"reference": f"Patient/{patient}"}, **coded("patient")})
     if access.query:
         query = base64.b64encode(access.query.encode()).decode()
-        entities.append({"type": _coding(_ENTITY, "2"), "role": _coding(_ROLE, "24"), "query": query})
+        entities.append({**coded("query"), "query": query})
     if access.request_id:
-        what_id = {"identifier": {"value": access.request_id}}
-        entities.append({"what": what_id, "type": _coding(_BALP, "XrequestId")})
+        entities.append({"what": {"identifier": {"value": access.request_id}}, **coded("request")})
     return entities
+
+
+def coded(kind: str) -> dict[str, Any]:
+    """Type and role of an entity that is an object, a patient, a query or a request's id."""
+    match kind:
+        case "object":
+            return {"type": _coding(_ENTITY, "2"), "role": _coding(_ROLE, "4")}
+        case "patient":
+            return {"type": _coding(_ENTITY, "1"), "role": _coding(_ROLE, "1")}
+        case "query":
+            return {"type": _coding(_ENTITY, "2"), "role": _coding(_ROLE, "24")}
+        case _:
+            return {"type": _coding(_BALP, "XrequestId")}
 
 
 def _coding(system: str, code: str) -> dict[str, str]:

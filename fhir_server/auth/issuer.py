@@ -76,7 +76,7 @@ class ExternalIssuer:
         )
         if base.fhir_user is None and patient is None and "administrator" not in roles:
             system = tuple(one for one in scopes if one.context == "system")
-            return replace(base, scopes=system, patients=None)
+            return replace(base, scopes=system, patients=None, excluded=await self._reach.objecting_to_all())
         role = "administrator" if "administrator" in roles else "lab" if "lab" in roles else KINDS.get(kind, "patient")
         user = User(
             name=f"{self.issuer}|{base.subject}",

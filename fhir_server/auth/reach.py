@@ -55,7 +55,11 @@ class Reach:
 
     async def of_client(self, client: Client) -> View:
         """A backend service: everybody but who objects to everybody."""
-        return View(None, await self._objecting("") if "administrator" not in client.roles else NOBODY)
+        return View(None, await self.objecting_to_all() if "administrator" not in client.roles else NOBODY)
+
+    async def objecting_to_all(self) -> frozenset[str]:
+        """Who keeps out even those whom no Consent could name."""
+        return await self._objecting("")
 
     def forget(self) -> None:
         """A CareTeam, Consent or RelatedPerson was committed by this process."""
@@ -75,7 +79,9 @@ class Reach:
             case "practitioner" if user.reach == "all":
                 return View(None, await self._objecting(user.fhir_user))
             case "practitioner" if user.reach == "care-team" and id:
-                return View(await self._care_team(user.fhir_user) - await self._objecting(user.fhir_user))
+                # Excluded as well: what is in the record of one who objects is not shown as part of another's.
+                objecting = await self._objecting(user.fhir_user)
+                return View(await self._care_team(user.fhir_user) - objecting, objecting)
         return View(NOBODY)
 
     async def _find(self, resource_type: str, *parameters: tuple[str, str]) -> Sequence[Mapping[str, Any]]:

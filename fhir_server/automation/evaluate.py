@@ -265,13 +265,20 @@ class _Walk:
             focus_at=focus_at, source=source, dynamic=action.dynamic, occurs=occurs,
         )  # fmt: skip
 
-    def _add(self, id: str, resource: dict[str, Any], sources: tuple[str, ...], within: int | None = None) -> None:
+    def _add(
+        self,
+        id: str,
+        resource: dict[str, Any],
+        sources: tuple[str, ...],
+        within: int | None = None,
+        renewed: bool = True,
+    ) -> None:
         focus = self._focus
         self._decision.proposals.append(
             Propose(
                 id, resource, self._scope,
                 focus.reference if focus is not None else "", focus.at if focus is not None else 0,
-                self._raises, sources, Trail(self.facts, self._steps), within,
+                self._raises, sources, Trail(self.facts, self._steps), within, renewed,
             )
         )  # fmt: skip
 
@@ -280,7 +287,8 @@ class _Walk:
         self.facts.tell(missing=english, missing_zh=chinese)
         patient = f"Patient/{self._situation.chart.id}"
         resource = self._built(action, activity, patient, None, patient, None)
-        self._add(f"{action.id}.missing", resource, (), activity.due)
+        sources = tuple(one.reference for one in self.facts.sources())
+        self._add(f"{action.id}.missing", resource, sources, activity.due, renewed=False)
 
     def _assess(self, action: Action) -> None:
         assert action.assess is not None

@@ -67,7 +67,8 @@ class Propose:
 
     `action` names it within its rule; with `scope` (a reference, or empty) it is its identity for this patient.
     `focus` is what triggered it; `raises` is false where that is too old to start anything new. `within`: a Task is due
-    so many ms after it was raised, whatever else arrives in between.
+    so many ms after it was raised, whatever else arrives in between; `renewed` is false where another input alone makes
+    it no other.
     """
 
     action: str
@@ -79,6 +80,7 @@ class Propose:
     sources: tuple[str, ...] = ()  # references of every input
     trail: Trail | None = None
     within: int | None = None
+    renewed: bool = True
 
 
 Proposal = Tag | Interpretation | Propose

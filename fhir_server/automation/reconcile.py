@@ -104,7 +104,7 @@ def _wanted(patient: str, key: str, proposal: Propose, decision: Decision, ledge
 
 def digest(proposal: Propose) -> str:
     """Changes exactly when there is something new to say."""
-    body = dump([proposal.resource, proposal.sources])
+    body = dump([proposal.resource, proposal.sources if proposal.renewed else ()])
     return hashlib.blake2b(body, digest_size=9).hexdigest()
 
 

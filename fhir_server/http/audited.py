@@ -52,39 +52,42 @@ def accesses(
     client = scope.get("client")
     address = client[0] if client else ""
     one = _access(call, answer, principal, address, request_id)
+    if not answer.parts:
+        return [one]
     return [one, *(_access(*part, principal, address, request_id) for part in _parts(call, answer))]
 
 
 def _access(call: Call, answer: Answer, principal: Principal, address: str, request_id: str) -> Access:
     stored = answer.stored
-    resource_type, id = _named(call)
-    return Access(
-        when=time.time_ns() // 1_000_000,
-        interaction=_interaction(call),
-        status=answer.status,
-        subject=principal.subject,
-        client=principal.client_id,
-        user=principal.fhir_user or "",
-        address=address,
-        request_id=request_id,
-        resource_type=stored.resource_type if stored is not None else resource_type,
-        id=stored.id if stored is not None else id,
-        version=stored.version if stored is not None else 0,
-        patients=stored.patients if stored is not None else (),
-        query=f"{'/'.join(call.path)}?{urlencode(call.query)}" if call.query else "",
-        purpose=principal.purpose,
-        token_id=principal.token_id,
+    resource_type, id = _named(call) if stored is None else (stored.resource_type, stored.id)
+    return Access(  # by position, which costs half: this is done for every request
+        time.time_ns() // 1_000_000,
+        _interaction(call),
+        answer.status,
+        principal.subject,
+        principal.client_id,
+        principal.fhir_user or "",
+        address,
+        request_id,
+        resource_type,
+        id,
+        stored.version if stored is not None else 0,
+        stored.patients if stored is not None else (),
+        f"{'/'.join(call.path)}?{urlencode(call.query)}" if call.query else "",
+        principal.purpose,
+        principal.token_id,
     )
 
 
 def _interaction(call: Call) -> str:
-    operation = next((part for part in call.path if part[:1] == "$"), None)
-    if operation is not None:
+    route = shape(call.path)
+    if "$" in route:
+        operation = next(part for part in call.path if part[:1] == "$")
         return f"operation:{operation[:64]}"
     if call.resource is not None and not call.path and call.resource.get("type") == "transaction":
         return "transaction"
     method = "GET" if call.method == "HEAD" else call.method
-    return INTERACTIONS.get((method, shape(call.path)), "operation")
+    return INTERACTIONS.get((method, route), "operation")
 
 
 def _named(call: Call) -> tuple[str, str]:

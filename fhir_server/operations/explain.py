@@ -1,6 +1,7 @@
 """$explain: why a derived resource, or a patient's tag, is there. docs/hooks.md (Operations)
 
-What is told is what was seen then: it is read from the Provenance that was written with it.
+What is told is what was seen then: it is read from the Provenance that was written with it. What a rule saw is told to those
+who may see all that it looked at; to others only which conditions held.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ async def explain(server: Server, context: Context, call: Call) -> Answer:
         if found is not None and not found.deleted:
             provenance = load(found.raw)
             for section in _sections(provenance):
-                told = list(_told(server, section, provenance, _tags_of(resource, section)))
+                inputs = _inputs(section, provenance)
+                visible = await _visible(server, context, inputs)
+                told = list(_told(server, section, provenance, _tags_of(resource, section), visible))
                 parts.append({"name": "explanation", "part": told})
     if not parts:
         raise NotFound(f"{resource_type}/{id} was not derived by a rule of this server")
@@ -66,9 +69,32 @@ def _values(section: Sequence[Any], name: str) -> list[Any]:
     return [value(one) for one in section if one["url"] == structure(name)]
 
 
-def _told(server: Server, section: Sequence[Any], provenance: Resource, tags: str) -> Iterator[dict[str, Any]]:
+def _inputs(section: Sequence[Any], provenance: Resource) -> list[dict[str, Any]]:
+    """References to what the rule looked at."""
+    return _values(section, "input") or [
+        entity["what"] for entity in provenance.get("entity", ()) if entity.get("role") == "source"
+    ]
+
+
+async def _visible(server: Server, context: Context, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that the principal may see, as they are now."""
+    if context.principal.everything:
+        return list(inputs)
+    keys = [(parts[0], parts[1]) for one in inputs if len(parts := str(one.get("reference", "")).split("/")) > 1]
+    found = await server.store.read_many(keys)
+    seen = {key for key, stored in found.items() if server.policy.sees(context.principal, "read", stored)}
+    return [one for one in inputs if tuple(str(one.get("reference", "")).split("/")[:2]) in seen]
+
+
+def _told(
+    server: Server, section: Sequence[Any], provenance: Resource, tags: str, inputs: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """`inputs`: those that may be shown."""
     rule, event = _values(section, "rule")[0], _values(section, "event")[0]
     seen = [Seen.parse(line) for text in _values(section, "conditions-seen") for line in str(text).splitlines()]
+    is_whole = len(inputs) == len(_inputs(section, provenance))
+    if not is_whole:
+        seen = [one._replace(saw="") for one in seen]
     url, version = split_canonical(rule)
     known = worker_of(server).book.by_url.get(url)
     title = known.title if known is not None else url
@@ -77,7 +103,8 @@ def _told(server: Server, section: Sequence[Any], provenance: Resource, tags: st
     if tags:
         yield {"name": "tag", "valueString": tags}
     yield {"name": "version", "valueString": version or "none"}
-    yield {"name": "event", "valueString": event}
+    if is_whole:
+        yield {"name": "event", "valueString": event}
     yield {"name": "recorded", "valueInstant": provenance["recorded"]}
     for one in seen:
         part: list[dict[str, Any]] = [{"name": "expression", "valueString": one.expression}]
@@ -85,9 +112,6 @@ def _told(server: Server, section: Sequence[Any], provenance: Resource, tags: st
             part.append({"name": "saw", "valueString": one.saw})
         part.append({"name": "result", "valueBoolean": one.result})
         yield {"name": "condition", "part": part}
-    inputs = _values(section, "input") or [
-        entity["what"] for entity in provenance.get("entity", ()) if entity.get("role") == "source"
-    ]
     yield from ({"name": "input", "valueReference": what} for what in inputs)
     ended = any(c.get("code") == "ABORT" for c in provenance.get("activity", {}).get("coding", ()))
     lines = [f"{title} (version {version or 'none'}) {'withdrew it' if ended else 'says so'} because:"]

@@ -24,11 +24,12 @@ class History:
         self._collections = collections
 
     async def version(self, resource_type: str, id: str, version: int) -> Stored | None:
+        """Always two looks: that there was only one would tell whoever may not see it that it is there."""
         current = await self._database[resource_type].find_one({d.ID: id, d.VERSION: version}, {d.ENTRIES: 0})
-        if current is not None:
-            return d.stored(resource_type, current)
         # Looked at second: a version that is superseded between the two looks is found here.
         superseded = await self._database[d.HISTORY].find_one({d.ID: f"{resource_type}/{id}/{version}"})
+        if current is not None:
+            return d.stored(resource_type, current)
         return d.from_history(superseded) if superseded is not None else None
 
     async def page(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
-from fhir_server.auth.audit import Audit, chain_key, expected_head, remove_old, verify
+from fhir_server.auth.audit import Audit, chain_key, expected_head, remove_old, timed_id, verify
 from fhir_server.auth.audit_event import Access, audit_event
-from fhir_server.auth.journal import Journal
+from fhir_server.auth.journal import SEGMENT, Journal
 from fhir_server.errors import Unavailable
 from fhir_server.model.resource import load
 from fhir_server.search.registry import standard
@@ -137,7 +138,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from fhir_server.auth.audit_event import Access
-from fhir_server.auth.journal import Journal
+from fhir_server.auth.journal import SEGMENT, Journal
 journal = Journal.create(Path(sys.argv[1]))
 n = 0
 while True:
@@ -173,7 +174,8 @@ async def test_what_was_answered_before_a_kill_is_in_the_audit(log: AuditLog, tm
 async def test_a_torn_line_is_skipped(log: AuditLog, tmp_path: Path) -> None:
     journal = Journal.create(tmp_path)
     journal.append(*accesses(2))
-    os.write(journal._descriptor, b'[1,"read",2')
+    assert journal._map is not None
+    journal._map[journal.end : journal.end + 11] = b'[1,"read",2'
     journal.close()
     audit = Audit(log, standard(), tmp_path, SECRET, now=time.time)
     await audit.open()
@@ -189,6 +191,51 @@ async def test_without_room_for_the_audit_there_is_no_answer(tmp_path: Path) -> 
     with pytest.raises(Unavailable):
         journal.append(*accesses(1))
     journal.close()
+
+
+def test_a_journal_grows_over_its_segments(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path)
+    wide = Access(1, "search-type", 200, query="x" * (SEGMENT + 10_000))
+    sent: list[Access] = []
+    for n in range(3):
+        for one in (*accesses(7_000, 7_000 * n), wide):
+            journal.append(one)
+            sent.append(one)
+    journal._map = None  # the process ends
+    os.close(journal._descriptor)
+    (again,) = Journal.orphans(tmp_path)
+    found: list[Access] = []
+    position = 0
+    while position < again.end:
+        some, position = again.read(position, 250)
+        found += some
+    again.remove()
+    assert found == sent
+
+
+async def test_many_accesses_wait_until_it_is_quiet_and_a_flush_does_not(log: AuditLog, tmp_path: Path) -> None:
+    audit = Audit(log, standard(), tmp_path, SECRET, now=time.time)
+    await audit.open()
+    audit._busy = 1.0
+    audit.record(*accesses(3_000))
+    assert audit.waiting > 0
+    assert await audit.flush(60)
+    assert audit.waiting == 0
+    audit.record(*accesses(3_000))
+    assert not await audit.flush(0.0), "as long as one may wait, and no longer"
+    for _ in range(600):
+        if not audit.waiting:
+            break
+        await asyncio.sleep(0.1)
+    assert audit.waiting == 0, "nobody asked, and nothing else was to do"
+    await audit.close()
+    assert (await verify(log, chain_key(SECRET))).checked == 6_000
+
+
+def test_ids_of_events_follow_time() -> None:
+    ids = [timed_id(moment, number) for moment in (1, 2, 1_767_323_045_123) for number in range(250)]
+    assert ids == sorted(ids)
+    assert {(uuid.UUID(id).version, uuid.UUID(id).variant) for id in ids} == {(7, uuid.RFC_4122)}
 
 
 def test_expected_heads_are_read_as_printed() -> None:
@@ -244,9 +291,9 @@ async def test_accesses_are_audited_and_administrators_search_them(secured: Secu
         ]},
         headers={**doctor, "X-Request-Id": "bundle1"},
     )  # fmt: skip
-    await secured.server.rooms["audit"].flush()
     assert (await http.get("AuditEvent", headers=doctor)).status_code == 403
     assert (await http.get("AuditEvent")).status_code == 401
+    # No waiting: a search of the audit brings what happened before it.
     found = (await http.get("AuditEvent?entity=Patient/p1&_count=50", headers=admin)).json()
     kinds = [entry["resource"]["subtype"][0]["code"] for entry in found["entry"]]
     assert sorted(kinds) == ["read", "read", "read", "update"]
@@ -300,7 +347,6 @@ async def test_logins_and_failed_ones_are_audited(secured: Secured) -> None:
         assert answer.status_code == status
     await browser.http.get("auth/logout", params={"request": request_id})
     await browser.close()
-    await secured.server.rooms["audit"].flush()
     await secured.user("admin", "administrator")
     admin = await secured.token("user/*.cruds", user="admin")
     found = (await secured.http.get("AuditEvent?type=110114&_sort=date", headers=admin)).json()

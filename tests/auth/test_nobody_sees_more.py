@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import pytest
 
+from fhir_server.auth.audit import chain_key, verify
 from fhir_server.model.resource import load
 from fhir_server.search.index import index
 from fhir_server.search.match import Candidate, World, matches
@@ -36,7 +37,9 @@ from tests.auth.world import (
     Token,
     Version,
     label_of,
+    objects,
     patients_of,
+    proxied,
 )  # fmt: skip
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +47,8 @@ pytestmark = pytest.mark.anyio
 CASES = int(os.environ.get("FHIR_POLICY_CASES", "2000"))
 SEED = int(os.environ.get("FHIR_POLICY_SEED", "0")) or random.randrange(1, 2**32)
 WORLDS = 4
-ID = re.compile(r"[a-z]{3}-[0-9a-f]{12}")
+ID = re.compile(r"(?<![0-9a-z-])[a-z]{3}-[0-9a-f]{12}")  # not the end of a UUID
+AUDITED = '"resourceType":"AuditEvent"'
 
 
 @dataclass
@@ -55,6 +59,37 @@ class Records:
     maker: Maker
     versions: list[Version] = field(default_factory=list)  # oldest first, by resource
     tokens: list[tuple[Token, dict[str, str]]] = field(default_factory=list)
+    users: dict[str, tuple[str, str]] = field(default_factory=dict)  # name → role ("nurse": by care team), reference
+
+    def living(self, kind: str) -> list[Resource]:
+        return [v.resource for v in self.current() if v.resource_type == kind and not v.deleted]
+
+    def proxies(self) -> list[str]:
+        """Related persons who may see somebody."""
+        found = [one for one in self.living("RelatedPerson") if proxied(self.living("Consent"), one)]
+        return [f"RelatedPerson/{one['id']}" for one in found]
+
+    def settle(self) -> None:
+        """What care teams and consents, as they stand now, make of each token."""
+        consents = self.living("Consent")
+        settled: list[tuple[Token, dict[str, str]]] = []
+        for token, headers in self.tokens:
+            kind, me = self.users.get(token.user, ("", ""))
+            reach: frozenset[str] | None = None
+            excluded: frozenset[str] = frozenset()
+            if kind == "patient":
+                reach = frozenset({me.split("/")[1]})
+            elif kind == "related-person":
+                person = next((one for one in self.living("RelatedPerson") if me.endswith(one["id"])), None)
+                reach = proxied(consents, person)
+            elif kind == "nurse":
+                teams = self.living("CareTeam")
+                mine = [team for team in teams if team["participant"][0]["member"]["reference"] == me]
+                reach = frozenset(team["subject"]["reference"].split("/")[1] for team in mine)
+            if kind in ("", "practitioner", "nurse"):
+                excluded = objects(consents, me)
+            settled.append((replace(token, reach=reach, excluded=excluded), headers))
+        self.tokens = settled
 
     def current(self) -> list[Version]:
         newest = {version.key: version for version in self.versions}
@@ -65,12 +100,13 @@ async def make_world(secured: Secured, chance: random.Random) -> Records:
     maker = Maker(chance)
     records = Records(secured, maker)
     everything = await secured.token("system/*.cruds", client="service")
-    maker.practitioners = [maker.id("Practitioner") for _ in range(3)]
+    maker.practitioners = [maker.id("Practitioner") for _ in range(2)]
     maker.keys = [f"Practitioner/{id}" for id in maker.practitioners]
     maker.patients = [maker.id("Patient") for _ in range(5)]
     maker.keys += [f"Patient/{id}" for id in maker.patients]
     planned = [*maker.keys]
-    planned += [f"{kind}/{maker.id(kind)}" for kind in TYPES[1:] for _ in range(6 if kind == "Observation" else 3)]
+    more = {"Observation": 6, "Consent": 8}
+    planned += [f"{kind}/{maker.id(kind)}" for kind in TYPES[1:] for _ in range(more.get(kind, 3))]
     maker.keys = planned
     for key in planned:
         kind, _, id = key.partition("/")
@@ -86,6 +122,19 @@ async def make_world(secured: Secured, chance: random.Random) -> Records:
     return records
 
 
+async def change_of_mind(records: Records, chance: random.Random) -> None:
+    """A Consent is given, changed or taken back while the tokens are in use: it holds from the next request on."""
+    headers = await records.secured.token("system/*.cruds", client="service")
+    consent = chance.choice([version for version in records.current() if version.resource_type == "Consent"])
+    if consent.deleted or chance.random() < 0.7:
+        await put(records, headers, records.maker.resource("Consent", consent.id), consent.number + 1)
+    else:
+        answer = await records.secured.http.delete(consent.key, headers=headers)
+        assert answer.status_code == 204
+        records.versions.append(replace(consent, number=consent.number + 1, deleted=True))
+    records.settle()
+
+
 async def put(records: Records, headers: dict[str, str], resource: Resource, number: int) -> None:
     kind, id = resource["resourceType"], resource["id"]
     resource.setdefault("meta", {})["tag"] = [{"code": f"n{number}"}]  # so that every version differs
@@ -99,41 +148,45 @@ async def put(records: Records, headers: dict[str, str], resource: Resource, num
 
 async def make_tokens(records: Records, chance: random.Random) -> None:
     secured, maker = records.secured, records.maker
-    teams = [v for v in records.current() if v.resource_type == "CareTeam" and not v.deleted]
-    for number in range(12):
+    for number in range(14):
         role = chance.choice(
-            ["patient", "patient", "patient", "practitioner", "nurse", "nurse", "administrator", "", "", "lab"]
-        )
+            ["patient", "patient", "patient", "practitioner", "practitioner", "nurse", "nurse", "related-person",
+             "administrator", "", "", "lab"]
+        )  # fmt: skip
+        if number in (0, 1, 2, 3, 5):  # in every world
+            role = ("administrator", "related-person", "practitioner", "", "", "related-person")[number]
         clearance = chance.choice(["N", "N", "R", "V"])
-        contexts = {"": ["system"]}.get(role, ["patient", "user", "patient"])
+        contexts = {"": ["system"], "administrator": ["user"]}.get(role, ["patient", "patient", "user"])
         scopes = tuple(random_scope(chance, contexts) for _ in range(chance.randint(1, 4)))
-        if number % 4 == 3:  # nothing wider beside it, or the narrowing would not show
+        if number < 6:
+            scopes = ((contexts[-1], "*", "rs", ""), *scopes)
+        if number % 5 == 4:  # nothing wider beside it, or the narrowing would not show
             scopes = (
                 (chance.choice(contexts), "Observation", chance.choice(["rs", "cruds"]), chance.choice(CATEGORIES)),
             )
-        name, patient, reach = f"u{number}-{maker.id('User')[4:]}", "", None
-        headers: dict[str, str]
+        name, patient, me, kind = f"u{number}-{maker.id('User')[4:]}", "", "", role
         if role == "":
-            client = f"service-{clearance}"
-            headers = await secured.token(Token(scopes, "").scope, client=client)
-            records.tokens.append((Token(scopes, "", client, clearance=clearance), headers))
+            headers = await secured.token(Token(scopes, "").scope, client=f"service-{clearance}")
+            records.tokens.append((Token(scopes, "", f"service-{clearance}", clearance=clearance), headers))
             continue
         if role == "patient":
-            patient = chance.choice(maker.patients)
-            reach = frozenset({patient})
-            await secured.user(name, "patient", f"Patient/{patient}", clearance=clearance)
-        elif role == "nurse":
-            me = chance.choice(maker.practitioners)
-            mine = [team for team in teams if team.resource["participant"][0]["member"]["reference"].endswith(me)]
-            reach = frozenset(team.resource["subject"]["reference"].split("/")[1] for team in mine)
-            await secured.user(name, "practitioner", f"Practitioner/{me}", reach="care-team", clearance=clearance)
-            role = "practitioner"
+            me = f"Patient/{chance.choice(maker.patients)}"
+            patient = me.split("/")[1]
+            await secured.user(name, "patient", me, clearance=clearance)
+        elif role == "related-person":
+            everybody = [v.key for v in records.current() if v.resource_type == "RelatedPerson"]
+            me = chance.choice((number < 4 and records.proxies()) or everybody)
+            await secured.user(name, "related-person", me, clearance=clearance)
         else:
-            await secured.user(name, role, f"Practitioner/{maker.practitioners[0]}", reach="all", clearance=clearance)
+            me = f"Practitioner/{chance.choice(maker.practitioners)}"
+            role = "practitioner" if role == "nurse" else role
+            await secured.user(name, role, me, reach="care-team" if kind == "nurse" else "all", clearance=clearance)
         if role != "patient" and any(scope[0] == "patient" for scope in scopes):
             patient = chance.choice([*maker.patients, *maker.patients, ""])
-        token = Token(scopes, role, name, patient, reach, clearance)
+        token = Token(scopes, role, name, patient, clearance=clearance)
+        records.users[name] = (kind, me)
         records.tokens.append((token, await secured.token(token.scope, user=name, patient=patient)))
+    records.settle()
 
 
 def random_scope(chance: random.Random, contexts: list[str]) -> tuple[str, str, str, str]:
@@ -145,17 +198,38 @@ def random_scope(chance: random.Random, contexts: list[str]) -> tuple[str, str, 
 
 @pytest.fixture
 async def world(mongo_url: str, tmp_path_factory: Any, anyio_backend: Any) -> AsyncIterator[Secured]:
-    async with secured_application(mongo_url, tmp_path_factory.mktemp("world"), audit=False) as secured:
+    async with secured_application(mongo_url, tmp_path_factory.mktemp("world")) as secured:
         from fhir_server.store.credentials import Client
 
         for name in ("service", "service-N", "service-R", "service-V"):
             clearance = "V" if name == "service" else name[-1]
+            roles = frozenset({"administrator"} if name == "service" else ())  # whom no consent keeps from writing
             await secured.authority.credentials.put_client(
                 Client(
-                    id=name, name=name, kind="confidential-asymmetric", scopes=("system/*.cruds",), clearance=clearance
+                    id=name,
+                    name=name,
+                    kind="confidential-asymmetric",
+                    scopes=("system/*.cruds",),
+                    clearance=clearance,
+                    roles=roles,
                 )
             )
         yield secured
+
+
+def without_audit(text: str) -> str:
+    """A bundle without its AuditEvents, for one who may see them: they name what a label hides."""
+    if AUDITED not in text:
+        return text
+    bundle = json.loads(text)
+    if bundle["resourceType"] == "AuditEvent":
+        return ""
+    for entry in bundle.get("entry", ()):
+        inner = entry.get("resource", {})
+        if inner.get("resourceType") == "Bundle":
+            entry["resource"] = json.loads(without_audit(json.dumps(inner, separators=(",", ":"))))
+    bundle["entry"] = [e for e in bundle.get("entry", ()) if e.get("resource", {}).get("resourceType") != "AuditEvent"]
+    return json.dumps(bundle)
 
 
 @dataclass
@@ -181,7 +255,12 @@ class Case:
         return set(ID.findall(" ".join(texts)))
 
     def check(self, answer: httpx.Response, letters: str, asked: str) -> None:
-        text = answer.text + " " + " ".join(value for name, value in answer.headers.items() if name != "authorization")
+        if self.token.audits:
+            said = without_audit(answer.text)
+        else:
+            assert AUDITED not in answer.text, (asked, str(self.token))
+            said = answer.text
+        text = said + " " + " ".join(value for name, value in answer.headers.items() if name != "authorization")
         leaked = set(ID.findall(text)) - self.allowed(letters) - set(ID.findall(asked))
         around = [text[max(0, text.index(id) - 300) : text.index(id) + 60] for id in sorted(leaked)]
         assert not leaked, "\n".join([asked, str(answer.status_code), str(self.token), *around])
@@ -209,6 +288,9 @@ class Case:
                 if entry["search"]["mode"] == "outcome":
                     continue
                 key = f"{entry['resource']['resourceType']}/{entry['resource']['id']}"
+                if key.startswith("AuditEvent/") and self.token.audits:
+                    assert entry["search"]["mode"] == "include"
+                    continue
                 version = next((v for v in self.records.current() if v.key == key), None)
                 assert version is not None and self.token.sees(version, "s"), (url, key, self.token)
                 if entry["search"]["mode"] == "match":
@@ -401,6 +483,16 @@ class Case:
             for e in answer.json().get("entry", ())
             if e["search"]["mode"] == "match"
         ]
+        for _ in range(20):  # an administrator's is full of AuditEvents
+            after = next((link["url"] for link in answer.json()["link"] if link["relation"] == "next"), None)
+            if after is None or not self.token.audits:
+                break
+            answer = await self.get(after, "s")
+            keys += [
+                f"{e['resource']['resourceType']}/{e['resource']['id']}"
+                for e in answer.json().get("entry", ())
+                if e["search"]["mode"] == "match"
+            ]
         mine = {v.key for v in self.records.current() if not v.deleted and self.token.sees(v, "s")}
         if "_type" in url:
             assert set(keys) <= mine
@@ -447,7 +539,11 @@ class Case:
 
     def limited(self, kind: str) -> bool:
         """One who sees every patient may choose ids, and learns which are taken (labels alone are no limit here)."""
-        return self.token.reach is not None or all(scope[0] == "patient" for scope in self.token.scopes)
+        return (
+            self.token.reach is not None
+            or bool(self.token.excluded)
+            or all(scope[0] == "patient" for scope in self.token.scopes)
+        )
 
     async def conditional(self) -> None:
         """Criteria that only an invisible resource meets must find nothing."""
@@ -532,11 +628,50 @@ class Case:
                 assert answer.status_code == 403, (answer.text, self.token)
             return
 
+    async def audit(self) -> None:
+        """AuditEvents name everybody's records: none, and nothing that follows from one, for who is no administrator."""
+        chance, patient = self.chance, self.chance.choice(self.records.maker.patients)
+        events = self.records.secured.server.store.database["AuditEvent"]
+        found = await events.find({"p": patient}, {"_id": 1}, limit=40).to_list()
+        id = str(chance.choice(found)["_id"]) if found else "none"
+        if chance.random() < 0.3 and not self.token.audits:
+            # As through a chain: the AuditEvents of this patient's records are not there to be referred from.
+            await self.search("Patient", [("_has:AuditEvent:patient:action", "R"), ("_total", "accurate")])
+            return
+        url = chance.choice(
+            [
+                f"AuditEvent/{id}", f"AuditEvent/{id}/_history", f"AuditEvent/{id}/_history/1", "AuditEvent",
+                f"AuditEvent/{id}/$meta", "AuditEvent/_history", "AuditEvent?_summary=count", f"AuditEvent?_id={id}",
+                f"AuditEvent?patient=Patient/{patient}&_total=accurate", "AuditEvent?_include=AuditEvent:entity",
+                f"Patient/{patient}/AuditEvent?_summary=count", f"Patient/{patient}/*?_count=500",
+                f"Patient/{patient}/$everything?_count=500", "?_type=AuditEvent", "?_type=AuditEvent,Patient&_count=99",
+                "_history?_count=200", f"Patient?_id={patient}&_revinclude=AuditEvent:entity&_count=200",
+                f"Patient?_id={patient}&_revinclude=*&_count=200",
+                "Observation?_revinclude=AuditEvent:entity&_revinclude:iterate=AuditEvent:patient",
+                "Practitioner?_revinclude=AuditEvent:agent", "Patient?_has:AuditEvent:entity:outcome=0",
+                f"List?item=AuditEvent/{id}&_include=List:item", f"AuditEvent?_id={id}&_explain=true",
+            ]
+        )  # fmt: skip
+        answer = await self.get(url, "rs")
+        if not self.token.audits:
+            assert not (url.startswith("AuditEvent") and answer.status_code == 200), (url, answer.text, self.token)
+            assert id not in answer.text.replace(f"/{id}", "", 1) or id in url, (url, self.token)
+            self.said["no audit"] += 1
+
+    async def broken_glass(self) -> None:
+        """A practitioner who says why sees what consents, labels and care teams hide, within the same scopes."""
+        if self.token.role != "practitioner":
+            return
+        self.headers = {**self.headers, "X-Break-Glass": "does not breathe"}
+        self.token = replace(self.token, reach=None, excluded=frozenset(), clearance="V")
+        await getattr(self, self.chance.choice(["read", "vread", "search_somehow", "compartment", "history"]))()
+
 
 KINDS = (
     ("read", 3), ("vread", 2), ("history", 2), ("history_of_many", 1), ("search_somehow", 10), ("search_everything", 1),
     ("compartment", 2), ("post_search", 1), ("write_to_the_invisible", 3), ("conditional", 2), ("bundle", 2),
     ("reference_by_criteria", 1), ("operation", 2), ("into_anothers_record", 1),
+    ("audit", 4), ("broken_glass", 1),
 )  # fmt: skip
 
 
@@ -557,7 +692,19 @@ async def test_no_answer_says_what_is_not_ones_own(world: Secured, number: int) 
         except AssertionError as error:
             raise AssertionError(f"FHIR_POLICY_SEED={SEED} world {number}, request {turn} ({name}): {error}") from error
         done[name] += 1
+        if turn % 40 == 39:
+            assert await snapshot(records) == before, "what was not visible was changed"
+            await change_of_mind(records, chance)
+            before = await snapshot(records)
     assert await snapshot(records) == before, "what was not visible was changed"
+    assert said["found"] and said["like never there"] and said["no audit"], said
+    auditor = next(headers for token, headers in records.tokens if token.audits)
+    assert AUDITED in (await world.http.get("AuditEvent?_count=1", headers=auditor)).text
+    audit = world.server.rooms["audit"]
+    assert await audit.flush()
+    verdict = await verify(audit._log, chain_key(world.authority.secret))
+    assert verdict.problem == ""
+    assert verdict.checked > CASES // WORLDS
     if CASES >= 1000:  # the test itself must have looked at something
         assert set(done) == {name for name, _ in KINDS}
         assert (

@@ -140,6 +140,31 @@ async def test_consent_takes_a_patient_out(secured: Secured, put: Put, records: 
     assert await seen(secured, other) == everyone
 
 
+async def test_what_concerns_two_is_hidden_if_one_of_them_objects(
+    secured: Secured, put: Put, records: None, ec_key: Any
+) -> None:
+    await put(
+        {"resourceType": "Observation", "id": "o-both", "status": "final", "code": {"text": "x"},
+         "subject": {"reference": "Patient/c1"}, "performer": [{"reference": "Patient/c3"}]}
+    )  # fmt: skip
+    await put(team("both", "c1", "d2"))
+    await secured.user("careful", "practitioner", "Practitioner/d2", reach="care-team")
+    nurse = await secured.token("user/*.rs", user="careful")
+    assert (await secured.http.get("Observation/o-both", headers=nurse)).status_code == 200
+    await put(consent("n3", "c3", {"type": "deny"}))
+    assert (await secured.http.get("Observation/o-both", headers=nurse)).status_code == 404
+    assert (await secured.http.get("Observation?_id=o-both&_summary=count", headers=nurse)).json()["total"] == 0
+    issuer = ExternalIssuer(
+        ISSUER, Published(jwk_of(ec_key, "e")), secured.authority.reach, audience="fhir", jwks_url="https://x",
+        mapped=Mapped(), now=lambda: 1_767_323_045.0,
+    )  # type: ignore[arg-type]  # fmt: skip
+    service = {**FOREIGN, "patient": None, "fhirUser": None, "scope": "system/*.rs"}
+    principal = await issuer.principal(jwt.encode(service, ec_key, "ES384", headers={"kid": "e"}))
+    assert principal.excluded == {"c3"}, "no other issuer's service is asked less"
+    await put(consent("n3", "c3", {"type": "deny"}, status="inactive"))
+    await put(team("both", "c1", "d2", status="inactive"))
+
+
 async def admin(secured: Secured) -> dict[str, str]:
     await secured.user("admin", "administrator")
     return await secured.token("user/*.cruds", user="admin")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ COMPARTMENT: dict[str, tuple[str, ...]] = {
     "Group": ("member.entity",),
     "RelatedPerson": ("patient",),
     "MedicationRequest": ("subject",),
+    "Consent": ("patient",),
 }
 NOBODYS = ("Organization", "Practitioner", "Questionnaire")
 NEITHER = ("Binary", "Device", "Basic")
@@ -188,7 +189,7 @@ class Maker:
         return {"type": "person", "actual": True, "member": [{"entity": self.someone()} for _ in range(2)]}
 
     def _relatedperson(self) -> Resource:
-        return {"patient": self.someone(), "active": True}
+        return {"patient": self.someone(), "active": self.random.random() < 0.8}
 
     def _medicationrequest(self) -> Resource:
         return {
@@ -198,6 +199,49 @@ class Maker:
             "subject": self.someone(),
             "reasonReference": [self.reference("Condition", "Observation")],
         }
+
+    def _consent(self) -> Resource:
+        text = {"text": "privacy"}
+        status = self.random.choice(["active", "active", "active", "inactive", "draft"])
+        consent: Resource = {"status": status, "scope": text, "category": [text], "policyRule": text}
+        consent["patient"] = self.someone()
+        provision = self.provision(2) if self.random.random() < 0.4 else self.telling_provision()
+        return consent | ({"provision": provision} if self.random.random() < 0.9 else {})
+
+    def telling_provision(self) -> Resource:
+        """What chance alone seldom makes: everybody is denied, or all but one."""
+        one = [{"role": {"text": "to whom"}, "reference": self.reference("Practitioner")}]
+        own = [{"role": {"text": "to whom"}, "reference": self.reference("RelatedPerson")}]
+        a_part: Resource = {"type": "permit", "purpose": [{"system": "http://example.org/x", "code": "x"}]}
+        return self.random.choice(
+            [
+                {"type": "deny"},
+                {"type": "deny", "provision": [{"type": "permit", "actor": one}]},
+                {"type": "deny", "provision": [{"type": "permit", "actor": one}]},
+                {"type": "permit", "provision": [{"type": "deny", "actor": one}]},
+                {"type": "deny", "provision": [a_part | ({"actor": one} if self.random.random() < 0.5 else {})]},
+                {"type": "deny", "actor": one},
+                {"type": "permit", "actor": own},
+                {"type": "permit"},
+                {"type": "permit"},
+            ]
+        )
+
+    def provision(self, depth: int) -> Resource:
+        """Who may (not), when, for what; and exceptions to it."""
+        chance = self.random
+        provision: Resource = {"type": chance.choice(["deny", "permit"])} if chance.random() < 0.9 else {}
+        if chance.random() < 0.6:
+            actors = [self.reference("Practitioner", "RelatedPerson") for _ in range(chance.randint(1, 2))]
+            provision["actor"] = [{"role": {"text": "to whom"}, "reference": actor} for actor in actors]
+        if chance.random() < 0.3:
+            periods = [{"end": "2020"}, {"start": "2020"}, {"start": "2020", "end": "2199-12"}, {"start": "2199"}]
+            provision["period"] = chance.choice(periods)
+        if chance.random() < 0.15:
+            provision[chance.choice(["purpose", "class"])] = [{"system": "http://example.org/x", "code": "x"}]
+        if depth and chance.random() < 0.4:
+            provision["provision"] = [self.provision(depth - 1) for _ in range(chance.randint(1, 2))]
+        return provision or {"type": "deny"}
 
     def _organization(self) -> Resource:
         return {"name": self.random.choice(["North", "South"])}
@@ -218,6 +262,50 @@ class Maker:
         return {"code": {"text": "note"}}
 
 
+def objects(consents: Iterable[Resource], actor: str) -> frozenset[str]:
+    """Whose consent keeps the actor ("" is nobody in particular) away from their record."""
+    return frozenset(
+        consent["patient"]["reference"].split("/")[1]
+        for consent in consents
+        if consent["status"] == "active" and decision(consent.get("provision"), actor) == "deny"
+    )
+
+
+def proxied(consents: Iterable[Resource], person: Resource | None) -> frozenset[str]:
+    """Whom a related person stands in for: her patient, if consents that name her permit it and none denies it."""
+    if person is None or person.get("active") is False:
+        return frozenset()
+    patient = person["patient"]["reference"]
+    said = {
+        decision(consent.get("provision"), f"RelatedPerson/{person['id']}", by_name=True)
+        for consent in consents
+        if consent["status"] == "active" and consent["patient"]["reference"] == patient
+    }
+    return frozenset([patient.split("/")[1]] if said >= {"permit"} and "deny" not in said else [])
+
+
+def decision(provision: Resource | None, actor: str, *, by_name: bool = False) -> str:
+    """docs/authorization.md, once more: the innermost exception that applies decides, of several a denial."""
+    if provision is None:
+        return ""
+    period = provision.get("period", {})
+    if period.get("start", "0") >= "2199" or period.get("end", "9") <= "2020":
+        return ""
+    names = [one["reference"]["reference"] for one in provision.get("actor", ())]
+    if names and actor not in names:
+        return ""
+    exceptions = [decision(one, actor, by_name=by_name) for one in provision.get("provision", ())]
+    if "deny" in exceptions:
+        return "deny"
+    if "permit" in exceptions:
+        return "permit"
+    if by_name and not names:
+        return ""
+    if provision.get("type") == "permit" and ("purpose" in provision or "class" in provision):
+        return ""  # permits a part: not enough
+    return str(provision.get("type", ""))
+
+
 @dataclass(frozen=True)
 class Token:
     """What a token says, as the oracle reads it."""
@@ -228,6 +316,12 @@ class Token:
     patient: str = ""
     reach: frozenset[str] | None = None
     clearance: str = "N"
+    excluded: frozenset[str] = frozenset()  # whose consent denies it
+
+    @property
+    def audits(self) -> bool:
+        """Whether AuditEvents may show up at all."""
+        return self.role == "administrator" and any(kind == "*" for _, kind, _, _ in self.scopes)
 
     @property
     def scope(self) -> str:
@@ -240,7 +334,7 @@ class Token:
         if RANK[version.label] > RANK[self.clearance]:
             return False
         if version.resource_type == "AuditEvent":
-            return self.role == "administrator" and letter in "rs"
+            return self.audits and letter in "rs"
         return any(self._opens(scope, version, letter) for scope in self.scopes)
 
     def _opens(self, scope: tuple[str, str, str, str], version: Version, letter: str) -> bool:
@@ -256,8 +350,10 @@ class Token:
             if not self.patient:
                 return False
             reach = frozenset({self.patient}) if reach is None or self.patient in reach else frozenset()
+        if version.resource_type in NOBODYS and reach is not None:
+            return letter in "rs"
+        if version.patients & self.excluded:
+            return False
         if reach is None:
             return True
-        if version.resource_type in NOBODYS:
-            return letter in "rs"
         return version.resource_type != "Group" and bool(version.patients & reach)

@@ -22,7 +22,7 @@ from fhir_server.cli import population
 from fhir_server.model.resource import dump, load
 from fhir_server.search.index import index
 from fhir_server.search.registry import standard
-from tests.benchmarks import check_up, hooks
+from tests.benchmarks import authorized, check_up, hooks
 from tests.benchmarks.load import measure
 from tests.cli.conftest import Process, call
 
@@ -279,10 +279,36 @@ def hooked(bench: Bench) -> Iterator[Line]:
     )
 
 
+def authorization(bench: Bench) -> Iterator[Line]:
+    """Read by id with a token, and with a token and the audit, against the same with neither."""
+    cost = authorized.reads(bench.folder, rounds=8, seconds=max(2, bench.seconds / 2))
+    yield Line("read by id, 32 connections, 1 worker: --open", f"{cost.open:,.0f}/s")
+    yield Line("... with a token, without audit", f"{cost.token:.0%} of it; by processor time {cost.token_work:.0%}")
+    yield Line(
+        "... with a token and audit, as `serve` does",
+        f"{cost.audit:.0%} of it ({cost.spread}); by processor time {cost.audit_work:.0%}; all moved {cost.whole:.0%}",
+        "at least 85 %",
+        cost.audit >= 0.85 and not cost.failed,
+    )
+
+
+def hints(bench: Bench) -> Iterator[Line]:
+    """Whether the time of an answer tells what others have: by a patient's token, of 3,000 observations of others."""
+    for one in authorized.differences(bench.folder):
+        yield Line(
+            f"{one.what}: others have it, nobody has it",
+            f"{one.foreign_ms:.2f} ms, {one.absent_ms:.2f} ms (quartiles {one.spread_ms:.2f} ms apart)",
+            "no more apart than half of that",
+            one.is_noise,
+        )
+
+
 ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "validation": validation,
     "ready": ready,
     "read": read,
+    "authorization": authorization,
+    "hints": hints,
     "search": search,
     "timeline": timeline,
     "extraction": extraction,

@@ -28,20 +28,25 @@ class Result:
     failed: int  # answers that were not 2xx
 
 
-def measure(url: str, *, connections: int, seconds: float, method: str = "GET", body: bytes = b"") -> Result:
+def measure(
+    url: str, *, connections: int, seconds: float, method: str = "GET", body: bytes = b"", token: str = ""
+) -> Result:
+    """`token` goes along as `Authorization: Bearer`."""
     if shutil.which("wrk"):
-        return _wrk(url, connections, seconds, method, body)
+        return _wrk(url, connections, seconds, method, body, token)
     with tempfile.NamedTemporaryFile() as file:
         file.write(body)
         file.flush()
         words = [sys.executable, "-m", "tests.benchmarks.load", url, "--method", method, "--body", file.name]
-        words += ["--connections", str(connections), "--seconds", str(seconds)]
+        words += ["--connections", str(connections), "--seconds", str(seconds), "--token", token]
         printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     return Result(**json.loads(printed))
 
 
-def _wrk(url: str, connections: int, seconds: float, method: str, body: bytes) -> Result:
+def _wrk(url: str, connections: int, seconds: float, method: str, body: bytes, token: str) -> Result:
     words = ["wrk", "--latency", "-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s"]
+    if token:
+        words += ["-H", f"Authorization: Bearer {token}"]
     with tempfile.TemporaryDirectory() as folder:
         if method != "GET":
             script = Path(folder) / "request.lua"
@@ -121,10 +126,12 @@ class _Connection(asyncio.Protocol):
             self.over.set_result(None)
 
 
-async def generate(url: str, connections: int, seconds: float, method: str, body: bytes) -> Result:
+async def generate(url: str, connections: int, seconds: float, method: str, body: bytes, token: str = "") -> Result:
     parts = urlsplit(url)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     lines = [f"{method} {target} HTTP/1.1", f"Host: {parts.netloc}", "Accept: application/fhir+json"]
+    if token:
+        lines.append(f"Authorization: Bearer {token}")
     if body:
         lines += ["Content-Type: application/fhir+json", "Prefer: return=minimal", f"Content-Length: {len(body)}"]
     request = "\r\n".join([*lines, "", ""]).encode() + body
@@ -155,9 +162,11 @@ def main() -> None:
     parser.add_argument("--body", type=Path)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--token", default="")
     args = parser.parse_args()
     body = args.body.read_bytes() if args.body else b""
-    print(json.dumps(asdict(uvloop.run(generate(args.url, args.connections, args.seconds, args.method, body)))))
+    found = uvloop.run(generate(args.url, args.connections, args.seconds, args.method, body, args.token))
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

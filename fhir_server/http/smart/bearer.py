@@ -39,12 +39,14 @@ class Bearer:
             return Principal.nobody()
         if authorization[:7].lower() != b"bearer ":
             raise _unauthorized("The Authorization header must be a Bearer token")
-        try:
-            principal = await self._tokens.principal(authorization[7:].decode("ascii").strip(" "))
-        except UnicodeDecodeError:
-            raise _unauthorized("The access token is not valid") from None
-        except Unauthorized as error:
-            raise _unauthorized(error.diagnostics) from None
+        principal = self._tokens.remembered(authorization[7:])
+        if principal is None:
+            try:
+                principal = await self._tokens.principal(authorization[7:].decode("ascii").strip(" "))
+            except UnicodeDecodeError:
+                raise _unauthorized("The access token is not valid") from None
+            except Unauthorized as error:
+                raise _unauthorized(error.diagnostics) from None
         self._rate.check(principal.client_id)
         return principal if reason is None else _break_glass(principal, reason)
 
