@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fhir_server.automation.proposals import Seen
 from fhir_server.automation.provenance import provenance_id
 from fhir_server.automation.vocabulary import IDENTIFIERS, structure
 from fhir_server.model.resource import dump
@@ -20,15 +21,11 @@ INPUT = "Observation/why-1"
 
 def derived() -> list[dict[str, Any]]:
     subject = {"reference": "Patient/why"}
-    seen = [
-        {"url": "expression", "valueString": "%level.value > 7"},
-        {"url": "saw", "valueString": "9.1 %"},
-        {"url": "result", "valueBoolean": True},
-    ]
+    seen = str(Seen("%level.value > 7", "9.1 %", True))
     rule = [
         {"url": structure("rule"), "valueCanonical": "http://example.org/rule|1"},
         {"url": structure("event"), "valueString": f"create {INPUT}"},
-        {"url": structure("condition-seen"), "extension": seen},
+        {"url": structure("conditions-seen"), "valueString": seen},
         {"url": structure("input"), "valueReference": {"reference": f"{INPUT}/_history/1"}},
     ]
     return [
