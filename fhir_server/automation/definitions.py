@@ -11,6 +11,7 @@ from typing import Any
 
 from fhir_server.automation.formulas import Formula, formula
 from fhir_server.automation.requirements import AGGREGATES, NUMERIC, FactDefinition, Filter
+from fhir_server.automation.risk.specification import chinese
 from fhir_server.automation.terms import Codes, of_value_set
 from fhir_server.automation.vocabulary import Element, extension, extensions, part, parts, split_canonical, value
 from fhir_server.errors import FhirError
@@ -122,7 +123,7 @@ class Definitions:
         fact = extension(requirement, "fact")
         assert fact is not None
         known = {"name", "component", "unit", "molar-mass", "value", "formula", "where", "aggregate", "at-least",
-                 "distinct-days", "day-first-dropped"}  # fmt: skip
+                 "distinct-days", "day-first-dropped", "display"}  # fmt: skip
         strange = {one["url"] for one in fact.get("extension", ())} - known
         if strange:
             raise Wrong(where, f"the fact extension has no part {', '.join(sorted(strange))}")
@@ -159,6 +160,8 @@ class Definitions:
             at_least=int(part(fact, "at-least", 1)),
             distinct_days=int(part(fact, "distinct-days", 1)),
             day_first_dropped=bool(part(fact, "day-first-dropped", False)),
+            display=str(part(fact, "display", "")),
+            zh=next((chinese(one, "valueString") for one in fact["extension"] if one["url"] == "display"), ""),
         )
 
     def filters(self, requirement: Element, where: str) -> tuple[Filter, ...]:

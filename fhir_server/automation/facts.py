@@ -124,6 +124,7 @@ BUILTINS = frozenset(
         "focus",
         "missing",
         "missing_zh",
+        "focus_name",
         "score",
         "band",
         "previous_status",

@@ -15,6 +15,7 @@ from fhir_server.automation.follow_up import Activity, Dynamic, activity, dynami
 from fhir_server.automation.formulas import Formula
 from fhir_server.automation.requirements import FactDefinition
 from fhir_server.automation.risk import RISK_SCORES
+from fhir_server.automation.risk.specification import specification
 from fhir_server.automation.rules import Action, Assess, Branch, Hysteresis, Periodic, Quiet, Rule, Trigger
 from fhir_server.automation.vocabulary import Element, extension, extension_value, extensions, part, parts, value
 from fhir_server.errors import Issue, Unprocessable
@@ -73,6 +74,7 @@ class _Compiler:
         for index, element in enumerate(actions):
             where = f"PlanDefinition.action[{index}].input"
             facts.update(self._try(where, definitions.facts, element.get("input", ()), where) or {})
+        self._facts = facts
         branches = [self._branch(element, f"PlanDefinition.action[{i}]") for i, element in enumerate(actions)]
         if not branches:
             self._wrong("PlanDefinition.action", "a rule without an action does nothing")
@@ -180,6 +182,9 @@ class _Compiler:
         requires = tuple(str(value(one)) for one in extensions(element, "requires"))
         for name in requires:
             self._names.setdefault(name, f"{where} requires")
+        if missing:
+            for name in requires:
+                self._named(name, f"{where} requires")
         definition = element.get("definitionCanonical")
         dynamic: tuple[Dynamic, ...] = self._try(where, dynamics, element, where) or ()
         self._read([formula for _, formula in dynamic], where)
@@ -272,7 +277,22 @@ class _Compiler:
         for outcome in outcomes:
             if outcome not in known:
                 self._wrong(f"{where} assess", f"{code} has no outcome {outcome!r}; it has {', '.join(sorted(known))}")
+        for item in specification(library).inputs if missing else ():
+            if not (item.display and item.zh):
+                self._wrong(
+                    f"{where} assess",
+                    f"the Library of {code} gives its input {item.name} no English or no Chinese name (documentation), "
+                    "so that nobody could be asked for it",
+                )
         return Assess(code, outcomes, self._activity(missing, f"{where} assess missing") if missing else None)
+
+    def _named(self, name: str, where: str) -> None:
+        """What somebody may be asked for has a name in both languages."""
+        if not any(one.display and one.zh for one in self._facts.get(name, ())):
+            self._wrong(
+                where,
+                f"%{name} has no English or no Chinese name (part display of its fact), so that nobody could be asked for it",
+            )
 
     def _check_names(self, facts: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
         for name, where in self._names.items():

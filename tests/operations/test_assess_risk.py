@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from fhir_server.automation.risk.specification import chinese as specified
 from fhir_server.model.content import read_yaml
 from fhir_server.model.resource import load
 from fhir_server.validation import Validator
@@ -46,6 +47,13 @@ def part(answer: httpx.Response, name: str) -> dict[str, Any]:
 
 def diagnostics(answer: httpx.Response) -> list[str]:
     return [issue["diagnostics"] for issue in answer.json()["issue"]]
+
+
+def chinese(answer: httpx.Response) -> list[str]:
+    """The translation beside each issue's text, which says in English what diagnostics does."""
+    issues = answer.json()["issue"]
+    assert [issue["details"]["text"] for issue in issues] == diagnostics(answer)
+    return [specified(issue["details"], "text") for issue in issues]
 
 
 @pytest.mark.parametrize("score", sorted(FIRST))
@@ -91,12 +99,14 @@ async def test_out_of_range_is_no_number(client: httpx.AsyncClient) -> None:
         "age (Age in completed years) is 75 a: outside of the range 40 to 69 a for which SCORE2, ten-year risk has been validated"
     ]
     assert "parameter" not in answer.json()
+    assert chinese(answer) == ["年龄（周岁）为 75 a，不在SCORE2 十年风险的适用范围 40–69 a 之内"]
 
 
 async def test_everything_that_is_missing_is_named(client: httpx.AsyncClient) -> None:
     answer = await asked(client, "fib-4", {"age": 50, "ast": 40})
     assert answer.status_code == 422
     assert [text.split(" (")[0] for text in diagnostics(answer)] == ["The input alt", "The input plt_1e9"]
+    assert chinese(answer) == ["缺少丙氨酸氨基转移酶", "缺少血小板计数"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +220,11 @@ async def test_the_record_lacks_something(client: httpx.AsyncClient, wang: str) 
         "The record has no alt (Alanine aminotransferase)",
         "The record has no plt_1e9 (Platelets)",
     ]
+    assert chinese(answer) == [
+        "病历中没有天门冬氨酸氨基转移酶",
+        "病历中没有丙氨酸氨基转移酶",
+        "病历中没有血小板计数",
+    ]
 
 
 async def test_the_record_has_something_too_old_or_unreadable(client: httpx.AsyncClient, wang: str) -> None:
@@ -222,6 +237,10 @@ async def test_the_record_has_something_too_old_or_unreadable(client: httpx.Asyn
     assert diagnostics(answer) == [
         "The newest ast (Aspartate aminotransferase) is of 2019-03-01; it may be 365 days old",
         "The record has no alt (Alanine aminotransferase) (Observation/alt: 40 mmol/L cannot be read as U/L)",
+    ]
+    assert chinese(answer) == [
+        "最近一次天门冬氨酸氨基转移酶的日期为 2019-03-01，须在 365 天之内",
+        "病历中没有丙氨酸氨基转移酶（现有值无法使用）",
     ]
 
 

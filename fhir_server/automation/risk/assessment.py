@@ -38,7 +38,7 @@ class InvalidInput(Exception):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
-        self.name = name
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True, slots=True)
