@@ -99,7 +99,7 @@ def _canonicals(resource: Resource, known: Definitions) -> Iterator[str]:
             yield f"{where}: {canonical} is not part of the content"
         elif not version:
             yield f"{where}: {canonical} should name a version"
-        elif known.find(canonical) is None:
+        elif known.exactly(url, version) is None:
             yield f"{where}: the content has another version than {canonical}"
 
 

@@ -30,6 +30,9 @@ CHANGES: Mapping[str, frozenset[str]] = {
 }
 
 
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration, ArithmeticError)
+
+
 def is_rule(resource: Element) -> bool:
     """A PlanDefinition that the engine runs: of type eca-rule."""
     return resource.get("resourceType") == "PlanDefinition" and any(
@@ -39,17 +42,24 @@ def is_rule(resource: Element) -> bool:
 
 def check(resource: Resource, definitions: Definitions) -> list[Issue]:
     """Every reason why this PlanDefinition cannot be run; none for other PlanDefinitions."""
-    if not is_rule(resource):
-        return []
-    return _Compiler(resource, definitions).issues
+    return _compiled(resource, definitions)[1] if is_rule(resource) else []
 
 
 def compile(resource: Resource, definitions: Definitions) -> Rule:
     """Raises Unprocessable (422) with every reason."""
-    compiler = _Compiler(resource, definitions)
-    if compiler.issues:
-        raise Unprocessable(f"PlanDefinition/{resource.get('id')} cannot be run as a rule", issues=compiler.issues)
-    return compiler.rule
+    rule, issues = _compiled(resource, definitions)
+    if rule is None or issues:
+        raise Unprocessable(f"PlanDefinition/{resource.get('id')} cannot be run as a rule", issues=issues)
+    return rule
+
+
+def _compiled(resource: Resource, definitions: Definitions) -> tuple[Rule | None, list[Issue]]:
+    try:
+        compiler = _Compiler(resource, definitions)
+        return compiler.rule, compiler.issues
+    except UNREADABLE as error:  # extensions hold whatever FHIR allows, not only what we ask for
+        text = f"this cannot be read as a rule: {type(error).__name__} {error}"
+        return None, [Issue("error", "processing", text, ("PlanDefinition",))]
 
 
 class _Compiler:
@@ -99,6 +109,8 @@ class _Compiler:
             return function(*arguments)
         except Wrong as wrong:
             self.issues.append(Issue("error", "processing", str(wrong), (where,)))
+        except UNREADABLE as error:
+            self._wrong(where, f"cannot be read: {type(error).__name__} {error}")
         return None
 
     def _library(self, canonical: str, where: str) -> Resource:
@@ -277,7 +289,8 @@ class _Compiler:
         for outcome in outcomes:
             if outcome not in known:
                 self._wrong(f"{where} assess", f"{code} has no outcome {outcome!r}; it has {', '.join(sorted(known))}")
-        for item in specification(library).inputs if missing else ():
+        found_specification = self._try(f"{where} assess", specification, library)
+        for item in found_specification.inputs if found_specification is not None and missing else ():
             if not (item.display and item.zh):
                 self._wrong(
                     f"{where} assess",
