@@ -89,7 +89,8 @@ def test_what_would_stop_a_running_rule_is_refused_and_the_rule_is_named() -> No
     fact: Resource = {"url": "https://fhir-server.org/fhir/StructureDefinition/fact", "extension": [
         {"url": "name", "valueCode": "ast"}, {"url": "aggregate", "valueCode": "median"}]}  # fmt: skip
     library = {**published(FIB_4, "1.1.0"), "dataRequirement": [{"type": "Observation", "extension": [fact]}]}
-    assert [why[:60] for why in errors(library)] == ["Library.dataRequirement[0]: the aggregate 'median' is none of"]
+    (why,) = errors(library)
+    assert why.startswith("Library.dataRequirement[0]: the aggregate 'median' is none of")
 
 
 def test_a_library_that_cannot_be_read_is_refused_and_stops_no_server() -> None:
