@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from fhir_server.auth.principal import Principal
 from fhir_server.automation.cases import Case, Verdict, cases
@@ -17,7 +19,7 @@ from fhir_server.automation.plans import check as check_plan
 from fhir_server.automation.plans import is_rule
 from fhir_server.automation.report import report as markdown
 from fhir_server.automation.rulebook import Rulebook
-from fhir_server.automation.vocabulary import DEVICE, split_canonical
+from fhir_server.automation.vocabulary import DEVICE, Element, part, split_canonical, structure
 from fhir_server.errors import FhirError
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import commit, prepare
@@ -128,7 +130,7 @@ def run_cases(known: Definitions | None = None) -> Iterator[Verdict]:
     """Every case of the content on the rules it names."""
     known = known or definitions()
     validator = Validator()
-    books: dict[tuple[str, ...], Rulebook] = {}
+    books: dict[tuple[object, ...], Rulebook] = {}
     for path in case_files():
         try:
             found = cases(path)
@@ -137,25 +139,32 @@ def run_cases(known: Definitions | None = None) -> Iterator[Verdict]:
             continue
         for case in found:
             try:
-                book = books.get(case.rules) or books.setdefault(case.rules, book_of(known, case.rules))
+                key = (case.rules, case.parameters)
+                book = books.get(key) or books.setdefault(key, book_of(known, case.rules, case.parameters))
             except FhirError as error:
                 yield Verdict(case, [error.diagnostics])
                 continue
             yield play(case, book, validator)
 
 
-def book_of(known: Definitions, ids: Iterable[str]) -> Rulebook:
-    """A rulebook of the rules with these ids (all if none is named); drafts run, too, when a case names them."""
-    wanted = set(ids)
-    if not wanted:
+def book_of(known: Definitions, ids: Iterable[str], parameters: Iterable[tuple[str, Any]] = ()) -> Rulebook:
+    """A rulebook of the rules with these ids (all if none is named), with these `parameters` in their Libraries.
+
+    Drafts run, too, when a case names them.
+    """
+    wanted, values = set(ids), dict(parameters)
+    if not wanted and not values:
         return Rulebook(known)
     chosen = Definitions()
     found: set[str] = set()
+    used: set[str] = set()
     for resource_type in ("ActivityDefinition", "Library", "ValueSet"):
         for resource in known.all(resource_type):
-            chosen.add(resource)
+            chosen.add(_with(resource, values, used) if values and resource_type == "Library" else resource)
+    if strange := set(values) - used:
+        raise FhirError(f"no Library has a parameter {', '.join(sorted(strange))}")
     for plan in known.all("PlanDefinition"):
-        if plan["id"] in wanted:
+        if plan["id"] in wanted or not wanted:
             chosen.add({**plan, "status": "active"})
             found.add(plan["id"])
     if wanted - found:
@@ -164,6 +173,20 @@ def book_of(known: Definitions, ids: Iterable[str]) -> Rulebook:
     if book.broken:
         raise FhirError("; ".join(f"{url} does not compile: {why}" for url, why in book.broken.items()))
     return book
+
+
+def _with(library: Resource, values: Mapping[str, Any], used: set[str]) -> Resource:
+    """The Library with other values of its parameters; the names it has are added to `used`."""
+    return {**library, "extension": [_parameter(one, values, used) for one in library.get("extension", ())]}
+
+
+def _parameter(extension: Element, values: Mapping[str, Any], used: set[str]) -> Element:
+    name = str(part(extension, "name"))
+    if extension["url"] != structure("parameter") or name not in values:
+        return extension
+    used.add(name)
+    kind = "valueDecimal" if isinstance(values[name], (int, Decimal)) else "valueCode"
+    return {**extension, "extension": [{"url": "name", "valueCode": name}, {"url": "value", kind: values[name]}]}
 
 
 async def store(server: Server) -> int:

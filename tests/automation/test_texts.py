@@ -97,3 +97,13 @@ def test_a_focus_is_called_as_the_facts_call_it() -> None:
             {"url": "display", "valueString": "eGFR", "_valueString": translated("肾小球滤过率")}
         )
     assert played(*texts, {"text": "Look at eGFR", "zh": "请看肾小球滤过率"}, library) == []
+
+
+def test_a_critical_value_is_told_with_its_name_number_and_unit_in_both_languages() -> None:
+    book = content.book_of(KNOWN, ["critical-values"])
+    body = {
+        "given": [{"patient": {"age": 50}}],
+        "when": [{"observation": {"code": "2823-3", "value": "6.5 mmol/L", "at": "-1 h"}}],
+        "then": {"tasks": [{"text": "Critical value of Potassium: 6.5 mmol/L.", "zh": "危急值：血钾 6.5 mmol/L。"}]},
+    }
+    assert run(Case(Path("-"), "-", (), body), book).problems == []

@@ -19,6 +19,7 @@ from fhir_server.terminology.analytes import LOINC
 
 ROOT = Path(__file__).parents[2]
 TRANSLATED = ("title", "description", "documentation", "text")  # where a Chinese text stands beside the English one
+FOLLOW_UPS = ("tasks", "flags", "messages", "resources")  # what is made from an ActivityDefinition, as cases call it
 UNSURE = {"secondary", "unconfirmed", "default"}
 
 
@@ -67,6 +68,18 @@ def test_every_rule_has_cases_for_and_against(rule: Resource) -> None:
     mine = [case for case in CASES if rule["id"] in case.rules]
     assert any(any(case.body.get("then", {}).values()) for case in mine), "no case in which something follows"
     assert any(case.body.get("not") for case in mine), "no case in which something must not follow"
+
+
+@pytest.mark.parametrize("side", ["then", "not"])
+def test_every_tag_and_every_follow_up_has_a_case_for_and_a_case_against_it(side: str) -> None:
+    said = [case.body.get(side, {}) for case in CASES]
+    tags = next(one for one in resources() if one.get("url") == PATIENT_TAGS)
+    assert {concept["code"] for concept in concepts(tags)} - {
+        tag for one in said for tag in one.get("tags", ())
+    } == set()
+    asserted = {item.get("activity") for one in said for name in FOLLOW_UPS for item in one.get(name, ())}
+    made = {one["id"] for one in resources() if one["resourceType"] == "ActivityDefinition"}
+    assert made - asserted == set()
 
 
 @pytest.mark.parametrize("resource", [*RULES, *SCORES], ids=lambda one: one["id"])
