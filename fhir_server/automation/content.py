@@ -13,13 +13,15 @@ from typing import Any
 from fhir_server.auth.principal import Principal
 from fhir_server.automation.cases import Case, Verdict, cases
 from fhir_server.automation.cases import run as play
+from fhir_server.automation.cross_references import problems as referred
+from fhir_server.automation.cross_references import vocabulary
 from fhir_server.automation.definitions import Definitions, version_key
 from fhir_server.automation.drafts import BadCase
 from fhir_server.automation.plans import check as check_plan
 from fhir_server.automation.plans import is_rule
 from fhir_server.automation.report import report as markdown
 from fhir_server.automation.rulebook import Rulebook
-from fhir_server.automation.vocabulary import DEVICE, Element, part, split_canonical, structure
+from fhir_server.automation.vocabulary import DEVICE, Element, part, structure
 from fhir_server.errors import FhirError
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import commit, prepare
@@ -56,7 +58,7 @@ def case_files() -> list[Path]:
 
 
 def check() -> list[str]:
-    """What is wrong with the content, one line each: canonicals, rules that do not compile, cases that fail."""
+    """What is wrong with the content, one line each: codes, canonicals, rules that do not compile, cases that fail."""
     problems: list[str] = []
     resources: list[File] = []
     for name in FOLDERS:
@@ -66,12 +68,13 @@ def check() -> list[str]:
             except FhirError as error:
                 problems.append(f"{path}: {error.diagnostics}")
     known = Definitions(file.resource for file in resources)
+    codes = vocabulary(file.resource for file in resources)
     for file in resources:
         if file.path.stem != file.resource.get("id") and file.path.is_relative_to(folder("resources")):
             problems.append(
                 f"{file.path}: the id is {file.resource.get('id')!r}, the file's name says {file.path.stem!r}"
             )
-        problems += [f"{file.path}: {line}" for line in _canonicals(file.resource, known)]
+        problems += [f"{file.path}: {line}" for line in referred(file.resource, codes, known)]
         try:
             problems += [f"{file.path}: {issue.diagnostics}" for issue in check_plan(file.resource, known)]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -89,31 +92,6 @@ def report() -> str:
     """docs/content.md: every score, rule and questionnaire with its source and status, in Markdown."""
     counts: Counter[str] = Counter(rule for case in _all_cases() for rule in case.rules)
     return markdown((file.resource for file in content()), counts)
-
-
-def _canonicals(resource: Resource, known: Definitions) -> Iterator[str]:
-    """References by canonical to what should be here, but is not, or without a version."""
-    for where, canonical in _referred(resource):
-        url, version = split_canonical(canonical)
-        if not url.startswith("https://fhir-server.org/fhir/"):
-            continue
-        if known.find(url) is None:
-            yield f"{where}: {canonical} is not part of the content"
-        elif not version:
-            yield f"{where}: {canonical} should name a version"
-        elif known.exactly(url, version) is None:
-            yield f"{where}: the content has another version than {canonical}"
-
-
-def _referred(resource: Resource) -> Iterator[tuple[str, str]]:
-    for index, canonical in enumerate(resource.get("library", ())):
-        yield f"library[{index}]", str(canonical)
-    stack = [("action", action) for action in resource.get("action", ()) if isinstance(action, dict)]
-    while stack:
-        where, action = stack.pop()
-        if "definitionCanonical" in action:
-            yield f"{where}.definitionCanonical", str(action["definitionCanonical"])
-        stack += [(f"{where}.action", child) for child in action.get("action", ())]
 
 
 def _all_cases(problems: list[str] | None = None) -> Iterator[Case]:
