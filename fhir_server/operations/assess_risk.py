@@ -124,8 +124,9 @@ def _pair(part: Mapping[str, Any], where: str) -> tuple[str, Any]:
 def _value(part: Mapping[str, Any]) -> Any:
     value = next((content for key, content in part.items() if key.startswith("value")), None)
     if isinstance(value, dict) and "value" not in value:
-        codings = value.get("coding") or [value]
-        return codings[0].get("code")
+        codings = value.get("coding")
+        first = codings[0] if isinstance(codings, list) and codings else value
+        return first.get("code") if isinstance(first, dict) else None
     return value
 
 

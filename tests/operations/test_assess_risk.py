@@ -130,6 +130,33 @@ async def test_what_cannot_be_understood(
     assert says in diagnostics(answer)[0]
 
 
+@pytest.mark.parametrize("number", ["1e9999999", "1e-9999999", "0e9999999", "1e300", "-1e16"])
+@pytest.mark.parametrize("form", ["valueDecimal", "valueQuantity"])
+async def test_what_nobody_can_have_measured_costs_nothing(client: httpx.AsyncClient, number: str, form: str) -> None:
+    """Converted exactly, a number of ten million digits would keep the server from everybody else."""
+    value = number if form == "valueDecimal" else f'{{"value": {number}, "code": "umol/L"}}'
+    inputs = [("sex", '"valueString": "f"'), ("age", '"valueDecimal": 60'), ("scr_mgdl", f'"{form}": {value}')]
+    parts = [
+        f'{{"name": "input", "part": [{{"name": "name", "valueString": "{name}"}}, {{"name": "value", {said}}}]}}'
+        for name, said in inputs
+    ]
+    score = '{"name": "score", "valueCode": "ckd-epi-2021"}'
+    body = f'{{"resourceType": "Parameters", "parameter": [{", ".join([score, *parts])}]}}'
+    answer = await client.post("$assess-risk", content=body, headers={"Content-Type": "application/fhir+json"})
+    assert answer.status_code == 422
+    assert "scr_mgdl" in diagnostics(answer)[0]
+
+
+async def test_a_value_of_no_known_form_is_no_value(client: httpx.AsyncClient) -> None:
+    parts = [{"name": "name", "valueString": "age"}, {"name": "value", "valueCodeableConcept": {"coding": [1]}}]
+    body = {"resourceType": "Parameters", "parameter": [
+        {"name": "score", "valueCode": "ckd-epi-2021"}, {"name": "input", "part": parts}]}  # fmt: skip
+    answer = await client.post(
+        "$assess-risk", content=json.dumps(body), headers={"Content-Type": "application/fhir+json"}
+    )
+    assert answer.status_code == 422
+
+
 async def test_a_score_must_be_named(client: httpx.AsyncClient) -> None:
     answer = await client.post(
         "$assess-risk",
