@@ -27,26 +27,33 @@ Issue codes: https://hl7.org/fhir/R4/valueset-issue-type.html
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """One OperationOutcome.issue: what is wrong, where (FHIRPath expressions), in words a person can act on."""
+    """One OperationOutcome.issue: what is wrong, where (FHIRPath expressions), in words a person can act on.
+
+    `details` (CodeableConcept): the same words for people who read another language, as translations of its text.
+    """
 
     severity: str  # fatal | error | warning | information
     code: str  # issue-type code, e.g. "required", "value", "structure", "invariant"
     diagnostics: str
     expression: tuple[str, ...] = ()
+    details: Mapping[str, Any] | None = None
 
     @property
     def is_error(self) -> bool:
         return self.severity in ("error", "fatal")
 
     def as_fhir(self) -> dict[str, Any]:
-        issue: dict[str, Any] = {"severity": self.severity, "code": self.code, "diagnostics": self.diagnostics}
+        issue: dict[str, Any] = {"severity": self.severity, "code": self.code}
+        if self.details is not None:
+            issue["details"] = dict(self.details)
+        issue["diagnostics"] = self.diagnostics
         if self.expression:
             issue["expression"] = list(self.expression)
         return issue

@@ -26,6 +26,11 @@ class Case:
     rules: tuple[str, ...]
     body: Mapping[str, Any]
 
+    @property
+    def parameters(self) -> tuple[tuple[str, Any], ...]:
+        """Parameters of its rules' Libraries that it sets: how it is where another guideline is followed."""
+        return tuple(sorted(self.body.get("parameters", {}).items()))
+
 
 @dataclass(slots=True)
 class Verdict:
@@ -43,7 +48,7 @@ def cases(path: Path) -> list[Case]:
     ids = tuple(rules) if isinstance(rules, list) else (str(rules),)
     found = []
     for body in content["cases"]:
-        strange = set(body) - {"name", "now", "given", "when", "then", "not", "rule"}
+        strange = set(body) - {"name", "now", "given", "when", "then", "not", "rule", "parameters"}
         if strange or "name" not in body:
             raise BadCase(f"{path}: {body.get('name', 'a case without a name')}: unknown {', '.join(sorted(strange))}")
         if "then" not in body and "not" not in body:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from fhir_server.auth.principal import Principal
 from fhir_server.automation.cases import Case, Verdict, cases
 from fhir_server.automation.cases import run as play
+from fhir_server.automation.cross_references import problems as referred
+from fhir_server.automation.cross_references import vocabulary
 from fhir_server.automation.definitions import Definitions, version_key
 from fhir_server.automation.drafts import BadCase
 from fhir_server.automation.plans import check as check_plan
 from fhir_server.automation.plans import is_rule
 from fhir_server.automation.report import report as markdown
 from fhir_server.automation.rulebook import Rulebook
-from fhir_server.automation.vocabulary import DEVICE, split_canonical
+from fhir_server.automation.vocabulary import DEVICE, Element, part, structure
 from fhir_server.errors import FhirError
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import commit, prepare
@@ -54,7 +58,7 @@ def case_files() -> list[Path]:
 
 
 def check() -> list[str]:
-    """What is wrong with the content, one line each: canonicals, rules that do not compile, cases that fail."""
+    """What is wrong with the content, one line each: codes, canonicals, rules that do not compile, cases that fail."""
     problems: list[str] = []
     resources: list[File] = []
     for name in FOLDERS:
@@ -64,12 +68,13 @@ def check() -> list[str]:
             except FhirError as error:
                 problems.append(f"{path}: {error.diagnostics}")
     known = Definitions(file.resource for file in resources)
+    codes = vocabulary(file.resource for file in resources)
     for file in resources:
         if file.path.stem != file.resource.get("id") and file.path.is_relative_to(folder("resources")):
             problems.append(
                 f"{file.path}: the id is {file.resource.get('id')!r}, the file's name says {file.path.stem!r}"
             )
-        problems += [f"{file.path}: {line}" for line in _canonicals(file.resource, known)]
+        problems += [f"{file.path}: {line}" for line in referred(file.resource, codes, known)]
         try:
             problems += [f"{file.path}: {issue.diagnostics}" for issue in check_plan(file.resource, known)]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -89,31 +94,6 @@ def report() -> str:
     return markdown((file.resource for file in content()), counts)
 
 
-def _canonicals(resource: Resource, known: Definitions) -> Iterator[str]:
-    """References by canonical to what should be here, but is not, or without a version."""
-    for where, canonical in _referred(resource):
-        url, version = split_canonical(canonical)
-        if not url.startswith("https://fhir-server.org/fhir/"):
-            continue
-        if known.find(url) is None:
-            yield f"{where}: {canonical} is not part of the content"
-        elif not version:
-            yield f"{where}: {canonical} should name a version"
-        elif known.find(canonical) is None:
-            yield f"{where}: the content has another version than {canonical}"
-
-
-def _referred(resource: Resource) -> Iterator[tuple[str, str]]:
-    for index, canonical in enumerate(resource.get("library", ())):
-        yield f"library[{index}]", str(canonical)
-    stack = [("action", action) for action in resource.get("action", ()) if isinstance(action, dict)]
-    while stack:
-        where, action = stack.pop()
-        if "definitionCanonical" in action:
-            yield f"{where}.definitionCanonical", str(action["definitionCanonical"])
-        stack += [(f"{where}.action", child) for child in action.get("action", ())]
-
-
 def _all_cases(problems: list[str] | None = None) -> Iterator[Case]:
     for path in case_files():
         try:
@@ -128,7 +108,7 @@ def run_cases(known: Definitions | None = None) -> Iterator[Verdict]:
     """Every case of the content on the rules it names."""
     known = known or definitions()
     validator = Validator()
-    books: dict[tuple[str, ...], Rulebook] = {}
+    books: dict[tuple[object, ...], Rulebook] = {}
     for path in case_files():
         try:
             found = cases(path)
@@ -137,25 +117,32 @@ def run_cases(known: Definitions | None = None) -> Iterator[Verdict]:
             continue
         for case in found:
             try:
-                book = books.get(case.rules) or books.setdefault(case.rules, book_of(known, case.rules))
+                key = (case.rules, case.parameters)
+                book = books.get(key) or books.setdefault(key, book_of(known, case.rules, case.parameters))
             except FhirError as error:
                 yield Verdict(case, [error.diagnostics])
                 continue
             yield play(case, book, validator)
 
 
-def book_of(known: Definitions, ids: Iterable[str]) -> Rulebook:
-    """A rulebook of the rules with these ids (all if none is named); drafts run, too, when a case names them."""
-    wanted = set(ids)
-    if not wanted:
+def book_of(known: Definitions, ids: Iterable[str], parameters: Iterable[tuple[str, Any]] = ()) -> Rulebook:
+    """A rulebook of the rules with these ids (all if none is named), with these `parameters` in their Libraries.
+
+    Drafts run, too, when a case names them.
+    """
+    wanted, values = set(ids), dict(parameters)
+    if not wanted and not values:
         return Rulebook(known)
     chosen = Definitions()
     found: set[str] = set()
+    used: set[str] = set()
     for resource_type in ("ActivityDefinition", "Library", "ValueSet"):
         for resource in known.all(resource_type):
-            chosen.add(resource)
+            chosen.add(_with(resource, values, used) if values and resource_type == "Library" else resource)
+    if strange := set(values) - used:
+        raise FhirError(f"no Library has a parameter {', '.join(sorted(strange))}")
     for plan in known.all("PlanDefinition"):
-        if plan["id"] in wanted:
+        if plan["id"] in wanted or not wanted:
             chosen.add({**plan, "status": "active"})
             found.add(plan["id"])
     if wanted - found:
@@ -164,6 +151,20 @@ def book_of(known: Definitions, ids: Iterable[str]) -> Rulebook:
     if book.broken:
         raise FhirError("; ".join(f"{url} does not compile: {why}" for url, why in book.broken.items()))
     return book
+
+
+def _with(library: Resource, values: Mapping[str, Any], used: set[str]) -> Resource:
+    """The Library with other values of its parameters; the names it has are added to `used`."""
+    return {**library, "extension": [_parameter(one, values, used) for one in library.get("extension", ())]}
+
+
+def _parameter(extension: Element, values: Mapping[str, Any], used: set[str]) -> Element:
+    name = str(part(extension, "name"))
+    if extension["url"] != structure("parameter") or name not in values:
+        return extension
+    used.add(name)
+    kind = "valueDecimal" if isinstance(values[name], (int, Decimal)) else "valueCode"
+    return {**extension, "extension": [{"url": "name", "valueCode": name}, {"url": "value", kind: values[name]}]}
 
 
 async def store(server: Server) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fhir_server.automation.formulas import Formula, formula
 from fhir_server.automation.requirements import AGGREGATES, NUMERIC, FactDefinition, Filter
+from fhir_server.automation.risk.specification import chinese
 from fhir_server.automation.terms import Codes, of_value_set
 from fhir_server.automation.vocabulary import Element, extension, extensions, part, parts, split_canonical, value
 from fhir_server.errors import FhirError
@@ -60,14 +61,28 @@ class Definitions:
         for resource in resources:
             self.add(resource)
 
+    def with_(self, resource: Resource) -> Definitions:
+        """These, with `resource` in place of what has its type and id."""
+        key = (resource["resourceType"], resource.get("id"))
+        others = (one for versions in self._resources.values() for one in versions.values())
+        return Definitions([*(one for one in others if (one["resourceType"], one.get("id")) != key), resource])
+
     def add(self, resource: Resource) -> None:
         if "url" in resource:
             self._resources.setdefault(resource["url"], {})[str(resource.get("version", ""))] = resource
 
     def find(self, canonical: str, resource_type: str = "") -> Resource | None:
+        """The version that is named, else the newest that may stand in for it: a later one with the same first number.
+
+        So a laboratory that publishes its own limits as version 1.1.0 need not touch the rules that ask for 1.0.0.
+        """
         url, version = split_canonical(canonical)
         versions = self._resources.get(url, {})
-        found = versions.get(version) if version else versions[max(versions, key=version_key)] if versions else None
+        if version in versions:
+            chosen = version
+        else:
+            chosen = max((one for one in versions if not version or _serves(one, version)), key=version_key, default="")
+        found = versions.get(chosen)
         return found if found is not None and resource_type in ("", found["resourceType"]) else None
 
     def exactly(self, url: str, version: str) -> Resource | None:
@@ -122,7 +137,7 @@ class Definitions:
         fact = extension(requirement, "fact")
         assert fact is not None
         known = {"name", "component", "unit", "molar-mass", "value", "formula", "where", "aggregate", "at-least",
-                 "distinct-days", "day-first-dropped"}  # fmt: skip
+                 "distinct-days", "day-first-dropped", "display"}  # fmt: skip
         strange = {one["url"] for one in fact.get("extension", ())} - known
         if strange:
             raise Wrong(where, f"the fact extension has no part {', '.join(sorted(strange))}")
@@ -159,6 +174,8 @@ class Definitions:
             at_least=int(part(fact, "at-least", 1)),
             distinct_days=int(part(fact, "distinct-days", 1)),
             day_first_dropped=bool(part(fact, "day-first-dropped", False)),
+            display=str(part(fact, "display", "")),
+            zh=next((chinese(one, "valueString") for one in fact["extension"] if one["url"] == "display"), ""),
         )
 
     def filters(self, requirement: Element, where: str) -> tuple[Filter, ...]:
@@ -193,6 +210,11 @@ def score_outcomes(library: Resource) -> list[Element]:
     """The Codings of the outcomes a score's Library offers; none where it has only one result."""
     score = extension(library, "score")
     return parts(score, "outcome") if score is not None else []
+
+
+def _serves(version: str, wanted: str) -> bool:
+    have, need = version_key(version), version_key(wanted)
+    return have[0] == need[0] and have > need
 
 
 def version_key(version: str) -> tuple[Any, ...]:

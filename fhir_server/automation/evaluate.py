@@ -172,7 +172,7 @@ class _Walk:
         if missing:
             self._note(f"needs {', '.join(missing)}", False)
             if action.missing is not None:
-                self._missing(action, action.missing, missing, missing)
+                self._missing(action, action.missing, *self._rule.called(missing))
             return False
         if action.hysteresis is not None and not self._is_on(action):
             return False

@@ -8,6 +8,7 @@ from typing import Any
 
 from fhir_server.automation.drafts import PATIENT, BadCase, span
 from fhir_server.automation.reconcile import CLOSED
+from fhir_server.automation.risk.specification import chinese
 from fhir_server.automation.tags import codes
 from fhir_server.automation.vocabulary import split_canonical, structure
 from fhir_server.automation.world import World
@@ -123,7 +124,9 @@ class Judge:
             case "focus":
                 return str(resource.get("focus", {}).get("reference", "")).endswith(f"/{value}")
             case "text":
-                return str(value) in str(resource)
+                return str(value) in _texts(resource)[0]
+            case "zh":
+                return str(value) in _texts(resource)[1]
             case "code":
                 return bool(_code(resource) == value)
         if key not in resource and key not in ("priority", "type"):
@@ -163,6 +166,17 @@ def activities(world: World, id: str) -> list[Resource]:
     """What was made from the ActivityDefinition with this id."""
     kinds = (kind for name in ("tasks", "flags", "messages") for kind in _TYPES[name])
     return [one for kind in kinds for one in world.resources(kind) if _activity(one) == id]
+
+
+def _texts(resource: Resource) -> tuple[str, str]:
+    """(English, Chinese): what a person reads of a Task, Flag, message or plan."""
+    places: tuple[tuple[Any, str], ...] = (
+        (resource, "description"),
+        (next(iter(resource.get("payload", ())), {}), "contentString"),
+        (resource, "patientInstruction"),
+        (resource.get("code", {}), "text"),
+    )
+    return next(((str(place[name]), chinese(place, name)) for place, name in places if name in place), ("", ""))
 
 
 def _code(resource: Resource) -> str:
@@ -210,7 +224,7 @@ def _in_words(name: str, one: Resource) -> str:
     if name == "observations":
         return f"{_code(one)} {one.get('valueQuantity', {}).get('value')}"
     what = _activity(one) or one["resourceType"]
-    return f"{what} {one.get('status')} {one.get('priority', '')} due {_due(one)}"
+    return f"{what} {one.get('status')} {one.get('priority', '')} due {_due(one)}: {' / '.join(_texts(one))}"
 
 
 def _plain(one: Mapping[str, Any]) -> str:

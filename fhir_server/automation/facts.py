@@ -145,6 +145,7 @@ BUILTINS = frozenset(
         "focus",
         "missing",
         "missing_zh",
+        "focus_name",
         "score",
         "band",
         "previous_status",

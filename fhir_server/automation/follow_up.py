@@ -6,15 +6,16 @@ Pure: what is built has no id, identifier or status history; reconcile.py gives 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from fhir_server.automation.chart import codes
 from fhir_server.automation.definitions import Definitions, Wrong, compiled, duration
 from fhir_server.automation.facts import Facts
 from fhir_server.automation.formulas import Formula
-from fhir_server.automation.vocabulary import Element, canonical, extension_value, structure
+from fhir_server.automation.vocabulary import Element, canonical, extension_value, part, structure
 from fhir_server.model.dates import instant
 from fhir_server.model.resource import Resource
 
@@ -95,26 +96,52 @@ def build(
 
 
 def _text(activity: Activity, facts: Facts) -> tuple[str, Element | None]:
-    """The description with its holes filled, and its translations likewise."""
+    """The description with its holes filled, and its translations likewise, each in its language."""
 
-    def fill(match: re.Match[str]) -> str:
-        formula = activity.holes[match.group(1)]
-        return "、".join(shown(item) for item in formula(facts.variable("focus"), facts.variable)) or "–"
+    def filled(text: str, chinese: bool) -> str:
+        def variable(name: str) -> Any:
+            return _focus_name(facts, chinese) if name == "focus_name" else facts.variable(_in(name, chinese))
+
+        def fill(match: re.Match[str]) -> str:
+            found = activity.holes[match.group(1)](facts.variable("focus"), variable)
+            return ("；" if chinese else "; ").join(shown(item) for item in found) or "–"
+
+        return _HOLE.sub(fill, text)
 
     definition = activity.definition
-    text = _HOLE.sub(fill, definition.get("description") or definition.get("title") or "")
+    text = filled(definition.get("description") or definition.get("title") or "", False)
     sibling = definition.get("_description") or (definition.get("_title") if "description" not in definition else None)
-    return text, _filled(sibling, fill) if sibling else None
+    return text, _translated(sibling, filled) if sibling else None
 
 
-def _filled(element: Any, fill: Any) -> Any:
-    if isinstance(element, str):
-        return _HOLE.sub(fill, element)
-    if isinstance(element, Mapping):
-        return {key: _filled(item, fill) for key, item in element.items()}
-    if isinstance(element, list):
-        return [_filled(item, fill) for item in element]
-    return element
+def _translated(sibling: Element, filled: Callable[[str, bool], str]) -> Element:
+    """The extensions beside a text, with their `content` filled."""
+    found = []
+    for extension in sibling.get("extension", ()):
+        chinese = str(part(extension, "lang", "")).startswith("zh")
+        parts = [
+            {**one, "valueString": filled(one["valueString"], chinese)} if "valueString" in one else one
+            for one in extension.get("extension", ())
+        ]
+        found.append({**extension, "extension": parts} if parts else extension)
+    return {**sibling, "extension": found}
+
+
+def _in(name: str, chinese: bool) -> str:
+    """`%missing` is a list of names: each text gets those of its language."""
+    return "missing_zh" if name == "missing" and chinese else name
+
+
+def _focus_name(facts: Facts, chinese: bool) -> str:
+    """What the focus is called: as the first fact that it could be is, else as its sender called it."""
+    focus = facts.variable("focus") or {}
+    for definitions in facts.definitions.values():
+        for one in definitions:
+            fits = one.type == focus.get("resourceType") and one.filters
+            if fits and one.display and all(any(f.codes.has(c) for c in codes(focus, f.path)) for f in one.filters):
+                return (one.zh if chinese else "") or one.display
+    code = focus.get("code", {})
+    return str(code.get("text") or next((c["display"] for c in code.get("coding", ()) if "display" in c), "–"))
 
 
 def _translations(definition: Element) -> list[str]:
@@ -156,6 +183,8 @@ def _role(activity: Activity) -> tuple[Element | None, Element | None]:
         "identifier": {"system": coding.get("system"), "value": coding.get("code")},
         "display": display,
     }
+    if "_display" in coding and display == coding.get("display"):
+        owner["_display"] = coding["_display"]
     return owner, activity.role
 
 
@@ -226,6 +255,7 @@ def _request(
         "performerType": role,
         "reasonReference": [{"reference": source}] if source.startswith(("Observation/", "Condition/")) else None,
         "patientInstruction": text,
+        "_patientInstruction": sibling,
     }
 
 
@@ -239,6 +269,7 @@ def _plan(
         "status": "active",
         "intent": "plan",
         "title": activity.definition.get("title"),
+        "_title": activity.definition.get("_title"),
         "description": text,
         "_description": sibling,
         "category": [activity.definition["code"]] if "code" in activity.definition else None,

@@ -15,6 +15,7 @@ from fhir_server.automation.follow_up import Activity, Dynamic, activity, dynami
 from fhir_server.automation.formulas import Formula
 from fhir_server.automation.requirements import FactDefinition
 from fhir_server.automation.risk import RISK_SCORES
+from fhir_server.automation.risk.specification import specification
 from fhir_server.automation.rules import Action, Assess, Branch, Hysteresis, Periodic, Quiet, Rule, Trigger
 from fhir_server.automation.vocabulary import Element, extension, extension_value, extensions, part, parts, value
 from fhir_server.errors import Issue, Unprocessable
@@ -29,6 +30,9 @@ CHANGES: Mapping[str, frozenset[str]] = {
 }
 
 
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration, ArithmeticError)
+
+
 def is_rule(resource: Element) -> bool:
     """A PlanDefinition that the engine runs: of type eca-rule."""
     return resource.get("resourceType") == "PlanDefinition" and any(
@@ -38,17 +42,24 @@ def is_rule(resource: Element) -> bool:
 
 def check(resource: Resource, definitions: Definitions) -> list[Issue]:
     """Every reason why this PlanDefinition cannot be run; none for other PlanDefinitions."""
-    if not is_rule(resource):
-        return []
-    return _Compiler(resource, definitions).issues
+    return _compiled(resource, definitions)[1] if is_rule(resource) else []
 
 
 def compile(resource: Resource, definitions: Definitions) -> Rule:
     """Raises Unprocessable (422) with every reason."""
-    compiler = _Compiler(resource, definitions)
-    if compiler.issues:
-        raise Unprocessable(f"PlanDefinition/{resource.get('id')} cannot be run as a rule", issues=compiler.issues)
-    return compiler.rule
+    rule, issues = _compiled(resource, definitions)
+    if rule is None or issues:
+        raise Unprocessable(f"PlanDefinition/{resource.get('id')} cannot be run as a rule", issues=issues)
+    return rule
+
+
+def _compiled(resource: Resource, definitions: Definitions) -> tuple[Rule | None, list[Issue]]:
+    try:
+        compiler = _Compiler(resource, definitions)
+        return compiler.rule, compiler.issues
+    except UNREADABLE as error:  # extensions hold whatever FHIR allows, not only what we ask for
+        text = f"this cannot be read as a rule: {type(error).__name__} {error}"
+        return None, [Issue("error", "processing", text, ("PlanDefinition",))]
 
 
 class _Compiler:
@@ -73,6 +84,7 @@ class _Compiler:
         for index, element in enumerate(actions):
             where = f"PlanDefinition.action[{index}].input"
             facts.update(self._try(where, definitions.facts, element.get("input", ()), where) or {})
+        self._facts = facts
         branches = [self._branch(element, f"PlanDefinition.action[{i}]") for i, element in enumerate(actions)]
         if not branches:
             self._wrong("PlanDefinition.action", "a rule without an action does nothing")
@@ -97,6 +109,8 @@ class _Compiler:
             return function(*arguments)
         except Wrong as wrong:
             self.issues.append(Issue("error", "processing", str(wrong), (where,)))
+        except UNREADABLE as error:
+            self._wrong(where, f"cannot be read: {type(error).__name__} {error}")
         return None
 
     def _library(self, canonical: str, where: str) -> Resource:
@@ -180,6 +194,9 @@ class _Compiler:
         requires = tuple(str(value(one)) for one in extensions(element, "requires"))
         for name in requires:
             self._names.setdefault(name, f"{where} requires")
+        if missing:
+            for name in requires:
+                self._named(name, f"{where} requires")
         definition = element.get("definitionCanonical")
         dynamic: tuple[Dynamic, ...] = self._try(where, dynamics, element, where) or ()
         self._read([formula for _, formula in dynamic], where)
@@ -272,7 +289,23 @@ class _Compiler:
         for outcome in outcomes:
             if outcome not in known:
                 self._wrong(f"{where} assess", f"{code} has no outcome {outcome!r}; it has {', '.join(sorted(known))}")
+        found_specification = self._try(f"{where} assess", specification, library)
+        for item in found_specification.inputs if found_specification is not None and missing else ():
+            if not (item.display and item.zh):
+                self._wrong(
+                    f"{where} assess",
+                    f"the Library of {code} gives its input {item.name} no English or no Chinese name (documentation), "
+                    "so that nobody could be asked for it",
+                )
         return Assess(code, outcomes, self._activity(missing, f"{where} assess missing") if missing else None)
+
+    def _named(self, name: str, where: str) -> None:
+        """What somebody may be asked for has a name in both languages."""
+        if not any(one.display and one.zh for one in self._facts.get(name, ())):
+            self._wrong(
+                where,
+                f"%{name} has no English or no Chinese name (part display of its fact), so that nobody could be asked for it",
+            )
 
     def _check_names(self, facts: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
         for name, where in self._names.items():

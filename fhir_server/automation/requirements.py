@@ -62,6 +62,8 @@ def indexed(filters: Sequence[Filter]) -> frozenset[Code] | None:
 class FactDefinition:
     """What to look for and how to make one value of it. `within` in ms, 0 for any age.
 
+    `display`, `zh`: what people call it, in English and in Chinese.
+
     `same` is one number for all definitions that ask for the same, whatever they call it: libraries overlap.
     """
 
@@ -80,6 +82,8 @@ class FactDefinition:
     at_least: int = 1
     distinct_days: int = 1
     day_first_dropped: bool = False
+    display: str = ""
+    zh: str = ""
     same: int = field(init=False, default=0)
     indexed: frozenset[Code] | None = field(init=False, default=None)
 

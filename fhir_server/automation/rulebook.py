@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fhir_server.automation.chart import Reading
-from fhir_server.automation.definitions import Definitions, version_key
-from fhir_server.automation.plans import compile, is_rule
+from fhir_server.automation.definitions import Definitions, Wrong, version_key
+from fhir_server.automation.plans import UNREADABLE, compile, is_rule
 from fhir_server.automation.requirements import FactDefinition, Filter
 from fhir_server.automation.risk import RISK_SCORES
 from fhir_server.automation.risk.specification import specification
@@ -49,7 +49,7 @@ class Rulebook:
     def __init__(self, definitions: Definitions, functions: Iterable[Rule] = ()) -> None:
         self.definitions = definitions
         self.broken: dict[str, str] = {}  # PlanDefinition url → why it does not run
-        self.scores = dict(_scores(definitions))
+        self.scores = dict(self._scores())
         rules = [*self._compiled(), *functions]
         self.rules: tuple[Rule, ...] = tuple(self._in_order(rules))
         self.by_url: Mapping[str, Rule] = {rule.url: rule for rule in self.rules}
@@ -62,6 +62,18 @@ class Rulebook:
             for wake in self.reads(rule):
                 self._wakes.setdefault(wake, set()).add(index)
             self._need(rule)
+
+    def _scores(self) -> Iterator[tuple[str, Score]]:
+        """Every score whose Library can be read; others are left out and named in `broken`."""
+        for code in sorted(RISK_SCORES):
+            library = self.definitions.score(code)
+            if library is None:
+                continue
+            try:
+                facts = self.definitions.facts(library.get("dataRequirement", ()), f"{library['url']} dataRequirement")
+                yield code, Score(specification(library), facts)
+            except (Wrong, *UNREADABLE) as error:
+                self.broken[str(library["url"])] = f"{type(error).__name__} {error}"
 
     def _compiled(self) -> Iterator[Rule]:
         """The newest active version of each rule. One that does not compile is left out and named in `broken`."""
@@ -178,14 +190,6 @@ class Rulebook:
 
         for rule in rules:
             yield from visit(rule)
-
-
-def _scores(definitions: Definitions) -> Iterator[tuple[str, Score]]:
-    for code in sorted(RISK_SCORES):
-        library = definitions.score(code)
-        if library is not None:
-            facts = definitions.facts(library.get("dataRequirement", ()), f"{library['url']} dataRequirement")
-            yield code, Score(specification(library), facts)
 
 
 def _wakes(resource_type: str, filters: tuple[Filter, ...]) -> set[Wake]:

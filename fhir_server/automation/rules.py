@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import time
 from typing import Any
@@ -123,6 +123,14 @@ class Rule:
     @property
     def canonical(self) -> str:
         return f"{self.url}|{self.version}" if self.version else self.url
+
+    def called(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
+        """(English, Chinese) names of these facts, as their libraries say; what has none is called by its own name."""
+        found = [(name, next((one for one in self.facts.get(name, ()) if one.display), None)) for name in names]
+        return (
+            [one.display if one is not None else name for name, one in found],
+            [one.zh or one.display if one is not None else name for name, one in found],
+        )
 
     def actions(self) -> Iterator[Action]:
         for branch in self.branches:

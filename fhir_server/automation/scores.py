@@ -68,7 +68,9 @@ def assess(score: Score, facts: Facts, outcomes: Sequence[str] = ()) -> Assessed
                 specification, error.name, f" ({said}, not within {limits})", f"（{said}，不在 {limits} 之内）"
             )
         except InvalidInput as error:
-            missing[error.name] = _named(specification, error.name, f" ({error})", f"（{error}）")
+            missing[error.name] = _named(
+                specification, error.name, f" (not usable: {error.reason})", "（现有值无法使用）"
+            )
     return Assessed(tuple(results), tuple(missing.values()), sources)
 
 
@@ -115,7 +117,11 @@ def _risk_assessment(score: Score, assessed: Assessed, patient: str, at: int, ru
         "prediction": [_prediction(specification, one) for one in assessed.results],
     }
     if specification.experimental:
-        result["note"] = [{"text": "Experimental: the constants of this score are not fully verified."}]
+        result["note"] = [
+            _text(
+                "Experimental: the constants of this score are not fully verified.", "试行：该评分的常数尚未完全核实。"
+            )
+        ]
     return result
 
 
@@ -128,7 +134,7 @@ def _prediction(specification: Specification, result: Result) -> dict[str, Any]:
         outcome, (english, chinese) = next(iter(names.items()))
         prediction["outcome"] = _concept(OUTCOMES, outcome, english, chinese)
     else:
-        prediction["outcome"] = {"text": specification.title}
+        prediction["outcome"] = _text(specification.title, specification.zh)
     if specification.unit == "%":
         prediction["probabilityDecimal"] = result.value
     else:
@@ -145,13 +151,13 @@ def _observation(score: Score, assessed: Assessed, patient: str, at: int, rule: 
     specification = score.specification
     result = assessed.results[0]
     system, code = score.code
-    codings = [{"system": system, "code": code, "display": specification.title}]
+    concept = _concept(system, code, specification.title, specification.zh)
     if system != METHODS:
-        codings.append({"system": METHODS, "code": specification.code})
+        concept["coding"].append({"system": METHODS, "code": specification.code})
     observation: Resource = {
         "resourceType": "Observation",
         "status": "final",
-        "code": {"coding": codings, "text": specification.title},
+        "code": concept,
         "subject": {"reference": f"Patient/{patient}"},
         "effectiveDateTime": instant(at),
         "issued": instant(at),
@@ -178,6 +184,14 @@ def _concept(system: str, code: str, display: str, chinese: str, version: str = 
     if display:
         coding["display"] = display
     if chinese:
-        extension = [{"url": "lang", "valueCode": "zh"}, {"url": "content", "valueString": chinese}]
-        coding["_display"] = {"extension": [{"url": TRANSLATION, "extension": extension}]}
+        coding["_display"] = _translation(chinese)
     return {"coding": [coding], "text": display or code}
+
+
+def _text(english: str, chinese: str) -> dict[str, Any]:
+    return {"text": english, "_text": _translation(chinese)} if chinese else {"text": english}
+
+
+def _translation(chinese: str) -> dict[str, Any]:
+    extension = [{"url": "lang", "valueCode": "zh"}, {"url": "content", "valueString": chinese}]
+    return {"extension": [{"url": TRANSLATION, "extension": extension}]}

@@ -69,7 +69,10 @@ def _computed(score: Score, given: Mapping[str, Any], now: int) -> Answer:
     try:
         result = compute(score.specification, given)
     except MissingInput as error:
-        issues = [Issue("error", "required", f"The input {_called(score, name)} is missing") for name in error.names]
+        issues = [
+            _issue("required", f"The input {_called(score, name)} is missing", f"缺少{_zh(score, name)}")
+            for name in error.names
+        ]
         raise Unprocessable(str(error), issues=issues) from None
     except (OutOfRange, InvalidInput) as error:
         raise _refused(score, error) from None
@@ -121,8 +124,9 @@ def _pair(part: Mapping[str, Any], where: str) -> tuple[str, Any]:
 def _value(part: Mapping[str, Any]) -> Any:
     value = next((content for key, content in part.items() if key.startswith("value")), None)
     if isinstance(value, dict) and "value" not in value:
-        codings = value.get("coding") or [value]
-        return codings[0].get("code")
+        codings = value.get("coding")
+        first = codings[0] if isinstance(codings, list) and codings else value
+        return first.get("code") if isinstance(first, dict) else None
     return value
 
 
@@ -133,24 +137,39 @@ def _refused(score: Score, error: OutOfRange | InvalidInput) -> Unprocessable:
             f"{_called(score, error.name)} is {plain(round(error.value, 6))} {error.unit}: outside of the range "
             f"{limits} {error.unit} for which {score.specification.title} has been validated"
         )
-        return Unprocessable(text, issues=[Issue("error", "value", text)])
+        said = (
+            f"{_zh(score, error.name)}为 {plain(round(error.value, 6))} {error.unit}，不在"
+            f"{score.specification.zh}的适用范围 {limits.replace(' to ', '–')} {error.unit} 之内"
+        )
+        return Unprocessable(text, issues=[_issue("value", text, said)])
     text = f"{score.specification.code}: {error}"
-    return Unprocessable(text, issues=[Issue("error", "value", text)])
+    return Unprocessable(text, issues=[_issue("value", text, f"{_zh(score, error.name)}的值无法使用")])
 
 
 def _lacking(score: Score, name: str, moment: Moment) -> Issue:
     old = stale(score.facts.get(name, ()), moment)
     if old is not None:
         text = f"The newest {_called(score, name)} is of {instant(old.at)[:10]}; it may be {old.within} days old"
-        return Issue("error", "expired", text)
+        said = f"最近一次{_zh(score, name)}的日期为 {instant(old.at)[:10]}，须在 {old.within} 天之内"
+        return _issue("expired", text, said)
     problems = moment.find(score.facts[name]).problems if name in score.facts else ()
     because = f" ({'; '.join(problems)})" if problems else ""
-    return Issue("error", "required", f"The record has no {_called(score, name)}{because}")
+    said = f"病历中没有{_zh(score, name)}" + ("（现有值无法使用）" if problems else "")
+    return _issue("required", f"The record has no {_called(score, name)}{because}", said)
+
+
+def _issue(code: str, english: str, chinese: str) -> Issue:
+    return Issue("error", code, english, details=_translated("text", english, chinese))
 
 
 def _called(score: Score, name: str) -> str:
     item = score.specification.input(name)
     return f"{name} ({item.display})" if item is not None and item.display else name
+
+
+def _zh(score: Score, name: str) -> str:
+    item = score.specification.input(name)
+    return item.zh if item is not None and item.zh else name
 
 
 def _input(item: Input | None, name: str, value: Any, references: list[str], at: int | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from decimal import Decimal
 from typing import Any
@@ -11,7 +12,8 @@ from fhir_server.automation import worker_of
 from fhir_server.automation.ledger import load
 from fhir_server.automation.rounds import RULE_EVENT
 from fhir_server.errors import BadRequest, Unavailable
-from fhir_server.interactions.call import Answer, Call, parameters
+from fhir_server.interactions import read
+from fhir_server.interactions.call import Answer, Call, check_id, parameters
 from fhir_server.interactions.context import Context, Server
 from fhir_server.model.dates import instant, milliseconds
 from fhir_server.model.resource import Resource, dump
@@ -28,16 +30,25 @@ def given(call: Call, name: str) -> str | None:
     for part in (call.resource or {}).get("parameter", ()):
         if part.get("name") == name:
             value = next((v for key, v in part.items() if key.startswith("value")), None)
-            return str(value.get("reference")) if isinstance(value, dict) else None if value is None else str(value)
+            if isinstance(value, dict):
+                value = value.get("reference")
+            if value is None or isinstance(value, (dict, list)):
+                raise BadRequest(f"The parameter {name} has no value that can be read")
+            return str(value)
     return None
 
 
 def number(call: Call, name: str, default: float) -> float:
     text = given(call, name)
+    if text is None:
+        return default
     try:
-        return default if text is None else float(text)
+        found = float(text)
     except ValueError:
-        raise BadRequest(f"The parameter {name} must be a number, not {text[:50] if text else text!r}") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise BadRequest(f"The parameter {name} must be a number, not {text[:50]!r}")
+    return found
 
 
 async def await_hooks(server: Server, context: Context, call: Call) -> Answer:
@@ -106,7 +117,7 @@ async def hook_retry(server: Server, context: Context, call: Call) -> Answer:
     worker = worker_of(server)
     only_patient, only_rule = given(call, "patient"), given(call, "rule")
     if only_patient is not None:
-        only_patient = only_patient.removeprefix("Patient/")
+        only_patient = check_id(only_patient.removeprefix("Patient/"))
     again = []
     for patient, body in (await worker.ledgers.dead(10_000)).items():
         for url, failure in load(body).failures.items():
@@ -123,6 +134,7 @@ async def hook_event(server: Server, context: Context, call: Call) -> Answer:
     name, subject = given(call, "name"), given(call, "subject")
     if not name or not subject or not subject.startswith("Patient/"):
         raise BadRequest("$hook-event needs a name and a subject such as Patient/123")
+    await read.read(server, context, "Patient", check_id(subject.removeprefix("Patient/")))
     rules = [rule for rule in worker.book.rules if any(name in branch.names for branch in rule.branches)]
     events = [worker.outbox.event(RULE_EVENT, rule.url, (subject.removeprefix("Patient/"),)) for rule in rules]
     await worker.outbox.add(events)

@@ -17,7 +17,7 @@ from fhir_server.automation.rules import Rule
 from fhir_server.automation.tags import codes
 from fhir_server.errors import BadRequest, Unprocessable
 from fhir_server.interactions import read
-from fhir_server.interactions.call import Answer, Call, parameters
+from fhir_server.interactions.call import Answer, Call, check_id, parameters
 from fhir_server.interactions.context import Context, Server
 from fhir_server.model.dates import DateError, instant, interval, milliseconds
 from fhir_server.model.resource import Resource, dump, load
@@ -35,6 +35,8 @@ async def dry_run(server: Server, context: Context, call: Call) -> Answer:
     except DateError as error:
         raise BadRequest(f"since: {error.diagnostics}") from None
     limit = int(number(call, "limit", 10_000))
+    if not 1 <= limit <= 1_000_000:
+        raise BadRequest("limit is how many patients are looked at, from 1 to 1000000")
     server.policy.may(context.principal, "search", "Patient")
     charts = Charts(server.store.database, server.registry)  # type: ignore[attr-defined]
     found = await rehearse(server, charts, book, since, limit)
@@ -96,7 +98,7 @@ async def apply(server: Server, context: Context, call: Call) -> Answer:
     subject = given(call, "subject") or ""
     if not subject.startswith("Patient/"):
         raise BadRequest("$apply needs a subject such as Patient/123")
-    patient = subject.removeprefix("Patient/")
+    patient = check_id(subject.removeprefix("Patient/"))
     await read.read(server, context, "Patient", patient)
     charts = Charts(server.store.database, server.registry)  # type: ignore[attr-defined]
     now = milliseconds(server.now())

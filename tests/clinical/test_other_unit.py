@@ -57,8 +57,8 @@ def definitions() -> Definitions:
 
 
 @cache
-def book(rules: tuple[str, ...]) -> Rulebook:
-    return content.book_of(definitions(), rules)
+def book(rules: tuple[str, ...], parameters: tuple[tuple[str, Any], ...]) -> Rulebook:
+    return content.book_of(definitions(), rules, parameters)
 
 
 CASES = [
@@ -68,7 +68,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.path.stem}-{case.name}")
 def test_the_same_patient_in_the_other_unit(case: Case) -> None:
-    assert played.run(case, book(case.rules)).problems == []
+    assert played.run(case, book(case.rules, case.parameters)).problems == []
 
 
 def test_both_directions_are_tried() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from fhir_server.automation.risk.specification import chinese as specified
 from fhir_server.model.content import read_yaml
 from fhir_server.model.resource import load
 from fhir_server.validation import Validator
@@ -46,6 +47,13 @@ def part(answer: httpx.Response, name: str) -> dict[str, Any]:
 
 def diagnostics(answer: httpx.Response) -> list[str]:
     return [issue["diagnostics"] for issue in answer.json()["issue"]]
+
+
+def chinese(answer: httpx.Response) -> list[str]:
+    """The translation beside each issue's text, which says in English what diagnostics does."""
+    issues = answer.json()["issue"]
+    assert [issue["details"]["text"] for issue in issues] == diagnostics(answer)
+    return [specified(issue["details"], "text") for issue in issues]
 
 
 @pytest.mark.parametrize("score", sorted(FIRST))
@@ -91,12 +99,14 @@ async def test_out_of_range_is_no_number(client: httpx.AsyncClient) -> None:
         "age (Age in completed years) is 75 a: outside of the range 40 to 69 a for which SCORE2, ten-year risk has been validated"
     ]
     assert "parameter" not in answer.json()
+    assert chinese(answer) == ["年龄（周岁）为 75 a，不在SCORE2 十年风险的适用范围 40–69 a 之内"]
 
 
 async def test_everything_that_is_missing_is_named(client: httpx.AsyncClient) -> None:
     answer = await asked(client, "fib-4", {"age": 50, "ast": 40})
     assert answer.status_code == 422
     assert [text.split(" (")[0] for text in diagnostics(answer)] == ["The input alt", "The input plt_1e9"]
+    assert chinese(answer) == ["缺少丙氨酸氨基转移酶", "缺少血小板计数"]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +128,33 @@ async def test_what_cannot_be_understood(
     answer = await asked(client, score, inputs)
     assert answer.status_code == status
     assert says in diagnostics(answer)[0]
+
+
+@pytest.mark.parametrize("number", ["1e9999999", "1e-9999999", "0e9999999", "1e300", "-1e16"])
+@pytest.mark.parametrize("form", ["valueDecimal", "valueQuantity"])
+async def test_what_nobody_can_have_measured_costs_nothing(client: httpx.AsyncClient, number: str, form: str) -> None:
+    """Converted exactly, a number of ten million digits would keep the server from everybody else."""
+    value = number if form == "valueDecimal" else f'{{"value": {number}, "code": "umol/L"}}'
+    inputs = [("sex", '"valueString": "f"'), ("age", '"valueDecimal": 60'), ("scr_mgdl", f'"{form}": {value}')]
+    parts = [
+        f'{{"name": "input", "part": [{{"name": "name", "valueString": "{name}"}}, {{"name": "value", {said}}}]}}'
+        for name, said in inputs
+    ]
+    score = '{"name": "score", "valueCode": "ckd-epi-2021"}'
+    body = f'{{"resourceType": "Parameters", "parameter": [{", ".join([score, *parts])}]}}'
+    answer = await client.post("$assess-risk", content=body, headers={"Content-Type": "application/fhir+json"})
+    assert answer.status_code == 422
+    assert "scr_mgdl" in diagnostics(answer)[0]
+
+
+async def test_a_value_of_no_known_form_is_no_value(client: httpx.AsyncClient) -> None:
+    parts = [{"name": "name", "valueString": "age"}, {"name": "value", "valueCodeableConcept": {"coding": [1]}}]
+    body = {"resourceType": "Parameters", "parameter": [
+        {"name": "score", "valueCode": "ckd-epi-2021"}, {"name": "input", "part": parts}]}  # fmt: skip
+    answer = await client.post(
+        "$assess-risk", content=json.dumps(body), headers={"Content-Type": "application/fhir+json"}
+    )
+    assert answer.status_code == 422
 
 
 async def test_a_score_must_be_named(client: httpx.AsyncClient) -> None:
@@ -210,6 +247,11 @@ async def test_the_record_lacks_something(client: httpx.AsyncClient, wang: str) 
         "The record has no alt (Alanine aminotransferase)",
         "The record has no plt_1e9 (Platelets)",
     ]
+    assert chinese(answer) == [
+        "病历中没有天门冬氨酸氨基转移酶",
+        "病历中没有丙氨酸氨基转移酶",
+        "病历中没有血小板计数",
+    ]
 
 
 async def test_the_record_has_something_too_old_or_unreadable(client: httpx.AsyncClient, wang: str) -> None:
@@ -222,6 +264,10 @@ async def test_the_record_has_something_too_old_or_unreadable(client: httpx.Asyn
     assert diagnostics(answer) == [
         "The newest ast (Aspartate aminotransferase) is of 2019-03-01; it may be 365 days old",
         "The record has no alt (Alanine aminotransferase) (Observation/alt: 40 mmol/L cannot be read as U/L)",
+    ]
+    assert chinese(answer) == [
+        "最近一次天门冬氨酸氨基转移酶的日期为 2019-03-01，须在 365 天之内",
+        "病历中没有丙氨酸氨基转移酶（现有值无法使用）",
     ]
 
 

@@ -15,6 +15,8 @@ from fhir_server.automation.risk.inputs import Inputs, Value
 from fhir_server.automation.risk.specification import Band, Input, Specification
 from fhir_server.terminology import units
 
+DIGITS = 15  # before and after the decimal point: what is beyond costs time to convert, and nobody has measured it
+
 
 class MissingInput(Exception):
     """`names`: every input that is needed and was not given."""
@@ -38,7 +40,7 @@ class InvalidInput(Exception):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
-        self.name = name
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ def _number(item: Input, raw: Any) -> Decimal:
         raise InvalidInput(item.name, f"{raw!r} is not a number") from None
     if isinstance(raw, bool) or not value.is_finite():
         raise InvalidInput(item.name, f"{raw!r} is not a number")
+    if not -DIGITS <= value.adjusted() <= DIGITS:
+        raise InvalidInput(item.name, f"{value} is not a number that anybody can have measured")
     if item.kind == "integer" and value != value.to_integral_value():
         raise InvalidInput(item.name, f"{raw!r} is not a whole number")
     return value if item.places is None else value.quantize(Decimal(1).scaleb(-item.places), "ROUND_DOWN")
