@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 PATIENTS = 8
 VICTIMS = ("worker", "mongod", "server")
-APART = ("meta", "authoredOn", "lastModified", "recorded", "extension", "entity", "policy", "period")
+APART = frozenset({"meta", "authoredOn", "lastModified", "recorded", "extension", "entity", "policy", "period"})
 KINDS = ("Task", "RiskAssessment", "Flag", "CommunicationRequest", "Provenance", "Patient", "Observation")
 COMMAND = str(Path(sys.executable).with_name("fhir-server"))
 
@@ -156,9 +156,15 @@ async def derived(ward: Ward) -> dict[str, Any]:
                     tags = sorted(tag["code"] for tag in one["meta"].get("tag", ()))
                     key = f"{kind}/{one['id']}"
                     assert key not in found
-                    found[key] = {"tags": tags, **{name: value for name, value in one.items() if name not in APART}}
+                    apart = APART | ({"restriction"} if _asks_for_what_is_missing(one) else frozenset())
+                    found[key] = {"tags": tags, **{name: value for name, value in one.items() if name not in apart}}
                 url = next((link["url"] for link in bundle.get("link", ()) if link["relation"] == "next"), None)
     return found
+
+
+def _asks_for_what_is_missing(resource: dict[str, Any]) -> bool:
+    """Such a task is due from when it was raised, which is another time in another run."""
+    return resource["resourceType"] == "Task" and ".missing|" in resource["identifier"][0]["value"]
 
 
 async def compare(tmp_path: Path, rounds: int, each: int) -> None:
