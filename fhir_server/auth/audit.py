@@ -37,6 +37,7 @@ MUCH = 256 * 1024 * 1024  # bytes that wait (1.4 million reads), from which on h
 LARGEST = 128 * 1024 * 1024  # a journal that has been moved and is larger than this is begun anew
 FLUSH_SECONDS = 10.0  # that a search of AuditEvents waits for what happened before it
 HOUR = 3600.0
+STATISTICS = Path("/proc/stat")
 
 
 class Audit:
@@ -208,7 +209,7 @@ def _machine() -> tuple[int, int]:
     A process that has to wait for a processor uses little and is not quiet: mongod and the other workers count as well.
     """
     try:
-        with open("/proc/stat", "rb") as file:
+        with STATISTICS.open("rb") as file:
             fields = [int(field) for field in file.readline().split()[1:9]]
     except (OSError, ValueError):
         return 0, 0
