@@ -30,6 +30,19 @@ class Trail:
         return lines
 
 
+class FunctionTrail:
+    """What a rule in Python looked at: its conditions are code, but the facts it asked for can be told."""
+
+    __slots__ = ("_facts", "_title")
+
+    def __init__(self, facts: Facts, title: str) -> None:
+        self._facts, self._title = facts, title
+
+    def lines(self) -> list[tuple[str, str, bool]]:
+        saw = ", ".join(f"{name} = {_text(list(found.values))}" for name, found in self._facts.used.items())
+        return [(self._title, saw, True)]
+
+
 def _text(value: Any) -> str:
     if value is None or value == []:
         return "nothing"

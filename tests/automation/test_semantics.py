@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from fhir_server.automation import hooks as api
 from fhir_server.automation.facts import Facts
+from fhir_server.automation.ledger import NAMESPACE
 from fhir_server.automation.rounds import ATTEMPTS
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.rules import Rule
@@ -61,6 +63,8 @@ async def test_01_effects_happen_exactly_once(hooks: Hooks) -> None:
     await hooks.settle()
     (task,) = await hooks.tasks(patient, URGENT)
     assert await hooks.worker.outbox.pending([patient]) == []
+    rule = "https://fhir-server.org/fhir/PlanDefinition/hypertension-follow-up"
+    assert task["id"] == str(uuid.uuid5(NAMESPACE, f"{patient}|{rule}#urgent|0")), "whoever derives it comes to this id"
     versions = {
         stored.id: stored.version
         async for stored in hooks.server.store.scan("Task", filter={"s.subject": f"Patient/{patient}"})
