@@ -20,7 +20,7 @@ from fhir_server.automation.formulas import Formula
 from fhir_server.automation.proposals import Decision, Interpretation, Propose, Tag
 from fhir_server.automation.rules import Action, Branch, Rule
 from fhir_server.automation.scores import Score
-from fhir_server.automation.trails import Trail
+from fhir_server.automation.trails import FunctionTrail, Trail
 from fhir_server.model.dates import interval
 
 
@@ -107,10 +107,10 @@ def _function(rule: Rule, situation: Situation, decision: Decision) -> None:
                     proposal.action, proposal.resource, proposal.scope,
                     proposal.focus or (focus.reference if focus else ""),
                     proposal.focus_at or (focus.at if focus else 0), proposal.raises,
-                    proposal.sources or sources, Trail(facts, [(rule.title, True)]),
+                    proposal.sources or sources, FunctionTrail(facts, rule.title),
                 )
             )  # fmt: skip
-    decision.trails.append(Trail(facts, ()))
+    decision.trails.append(FunctionTrail(facts, rule.title))
 
 
 class _Walk:

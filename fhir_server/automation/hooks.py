@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -14,6 +15,7 @@ from fhir_server.automation.evaluate import Situation, evaluate
 from fhir_server.automation.facts import Facts
 from fhir_server.automation.proposals import Decision, Interpretation, Proposal, Tag
 from fhir_server.automation.proposals import Propose as _Propose
+from fhir_server.automation.reconcile import WITHDRAWN
 from fhir_server.automation.requirements import FactDefinition, Filter
 from fhir_server.automation.rounds import PATIENCE, Deferred
 from fhir_server.automation.rules import Rule, Trigger
@@ -115,6 +117,27 @@ def _load(point: EntryPoint) -> Rule | None:
     return loaded
 
 
+def _within(rule: Rule, situation: Situation, foci: frozenset[str] | None) -> Decision:
+    """What the function says, if it keeps to its patient and to what automation writes. Raises ValueError otherwise."""
+    decision = evaluate(rule, situation, foci)
+    patient = {"reference": f"Patient/{situation.chart.id}"}
+    for index, one in enumerate(decision.proposals):
+        resource_type = str(one.resource.get("resourceType"))
+        if resource_type not in WITHDRAWN:
+            raise ValueError(f"a rule writes {', '.join(sorted(WITHDRAWN))}, not {resource_type}")
+        subject = "for" if resource_type == "Task" else "subject"
+        about = one.resource.get(subject, patient)
+        if not isinstance(about, dict) or about.get("reference") != patient["reference"]:
+            raise ValueError(f"{resource_type}.{subject} must be the patient that the rule was asked about")
+        decision.proposals[index] = replace(one, resource={**one.resource, subject: about})
+    for reading in decision.interpretations:
+        if situation.chart.get(reading.observation) is None:
+            raise ValueError(
+                f"{'/'.join(reading.observation)} is not in the record of the patient the rule was asked about"
+            )
+    return decision
+
+
 class Functions:
     """Runs rules in Python beside the worker: one that raises or sleeps holds nobody up.
 
@@ -141,7 +164,7 @@ class Functions:
             raise Deferred
         if known is not None and known[0] == version:
             return known[1].result()
-        future = self._pool.submit(evaluate, rule, situation, foci)
+        future = self._pool.submit(_within, rule, situation, foci)
         if self._slow.get(rule.url, 0.0) < time.monotonic():
             try:
                 return future.result(INLINE)

@@ -34,6 +34,22 @@ class Trail:
         return lines
 
 
+class FunctionTrail:
+    """What a rule in Python looked at: its conditions are code, but the facts it asked for can be told."""
+
+    __slots__ = ("_facts", "_title")
+
+    def __init__(self, facts: Facts, title: str) -> None:
+        self._facts, self._title = facts, title
+
+    def sources(self) -> list[str]:
+        return [reading.reference for reading in self._facts.sources()]
+
+    def lines(self) -> list[Seen]:
+        saw = ", ".join(f"{name} = {_text(list(found.values))}" for name, found in self._facts.used.items())
+        return [Seen(self._title, saw, True)]
+
+
 def _text(value: Any) -> str:
     if value is None or value == []:
         return "nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from fhir_server.automation import hooks as api
 from fhir_server.automation.facts import Facts
+from fhir_server.automation.ledger import NAMESPACE
 from fhir_server.automation.rounds import ATTEMPTS
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.rules import Rule
@@ -61,6 +63,8 @@ async def test_01_effects_happen_exactly_once(hooks: Hooks) -> None:
     await hooks.settle()
     (task,) = await hooks.tasks(patient, URGENT)
     assert await hooks.worker.outbox.pending([patient]) == []
+    rule = "https://fhir-server.org/fhir/PlanDefinition/hypertension-follow-up"
+    assert task["id"] == str(uuid.uuid5(NAMESPACE, f"{patient}|{rule}#urgent|0")), "whoever derives it comes to this id"
     versions = {
         stored.id: stored.version
         async for stored in hooks.server.store.scan("Task", filter={"s.subject": f"Patient/{patient}"})
@@ -562,6 +566,61 @@ async def test_15_automation_writes_as_itself(hooks: Hooks) -> None:
     assert await hooks.get("Device", "automation")
     (provenance,) = await hooks.provenance(f"Task/{task['id']}")
     assert provenance["agent"][0]["who"]["reference"] == DEVICE
+
+
+@pytest.mark.parametrize(
+    ("proposed", "why"),
+    [
+        (
+            {
+                "resourceType": "Task",
+                "status": "requested",
+                "intent": "order",
+                "for": {"reference": "Patient/somebody"},
+            },
+            "for",
+        ),
+        (
+            {"resourceType": "Flag", "status": "active", "code": {}, "subject": {"reference": "Patient/somebody"}},
+            "subject",
+        ),
+        ({"resourceType": "Condition", "subject": {"reference": "Patient/somebody"}}, "not Condition"),
+        ({"resourceType": "PlanDefinition", "status": "active"}, "not PlanDefinition"),
+        (api.Interpretation(("Observation", "of-somebody"), {"code": "HH"}), "not in the record"),
+    ],
+    ids=str,
+)
+async def test_15_a_rule_keeps_to_its_patient_and_to_what_automation_writes(
+    hooks: Hooks, proposed: Any, why: str
+) -> None:
+    @api.rule(
+        url="https://example.org/rules/strays",
+        version="1.0.0",
+        facts=[api.Fact("bp", codes=["http://loinc.org|85354-9"])],
+    )
+    def strays(facts: Facts) -> Any:
+        yield api.Propose("strays", proposed) if isinstance(proposed, dict) else proposed
+
+    await hooks.put({"resourceType": "Patient", "id": "somebody"})
+    await hooks.observe("somebody", "718-7", id="of-somebody")
+    await hooks.settle()
+    _python(hooks, strays)
+    patient = await hooks.patient()
+    await hooks.bp(patient, "185/115")
+    await hooks.settle()
+    assert "hypertension-grade-3" in await hooks.tags(patient)
+    assert hooks.worker.metrics.failed[strays.url] >= 1
+    for resource_type in ("Task", "Flag", "Condition"):
+        assert await hooks.all(resource_type, "somebody") == []
+    assert "interpretation" not in (await hooks.get("Observation", "of-somebody") or {})
+    for _ in range(ATTEMPTS):
+        await hooks.pass_time(minutes=10)
+    letters = [str(letter) for letter in parts(await hooks.operation("$hook-status"), "deadLetter")]
+    assert any(why in letter for letter in letters)
+    await hooks.operation("$hook-retry", post={"rule": {"valueString": strays.url}})
+    _python(hooks)
+    await hooks.settle()
+    await hooks.worker.reload()
 
 
 async def test_16_figures(hooks: Hooks) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -151,3 +152,28 @@ def test_what_has_no_license_is_not_here() -> None:
     assert not {
         name for name in names if any(word in name for word in ("stop-bang", "psqi", "mmas", "moca", "mmse", "qrisk"))
     }
+
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+HOLE = re.compile(r"\{%[^{}]+\}")
+
+
+def translations(element: Any) -> Iterator[tuple[str, str]]:
+    """(text, its Chinese translation) of everything that has one."""
+    if isinstance(element, dict):
+        for name, beside in element.items():
+            if name.startswith("_") and chinese(element, name[1:]):
+                (said,) = (one for one in beside["extension"] if part(one, "lang") == "zh")
+                yield str(element.get(name[1:], "")), str(part(said, "content"))
+            yield from translations(beside)
+    elif isinstance(element, list):
+        for item in element:
+            yield from translations(item)
+
+
+def test_each_language_is_itself_and_both_say_the_same_numbers() -> None:
+    found = [pair for one in resources() for pair in translations(one)]
+    assert len(found) > 500
+    for text, said in found:
+        assert CHINESE.search(said) and not CHINESE.search(text), (text, said)
+        assert sorted(HOLE.findall(said)) == sorted(HOLE.findall(text)), (text, said)
