@@ -81,8 +81,11 @@ class Committer:
                 events = await self._transaction([waiting.item for waiting in batch])
             except (Changed, OperationFailure):
                 pass  # somebody's precondition failed, or the whole was too much: each gets an answer of its own
-            except PyMongoError:
-                raise
+            except PyMongoError as error:
+                for waiting in batch:
+                    if not waiting.done.done():
+                        waiting.done.set_exception(in_words(error, writing=True))
+                return
             except Exception as error:
                 log.warning("a commit failed with those that shared its transaction, which go on alone: %r", error)
             else:

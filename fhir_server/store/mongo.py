@@ -145,6 +145,7 @@ class MongoStore:
 
     # Writes
 
+    @answering
     async def commit(self, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
         return await self._committer.commit(puts, extras)
 

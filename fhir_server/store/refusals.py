@@ -16,6 +16,8 @@ Result = TypeVar("Result")
 
 MAX_TIME_EXPIRED = 50
 SNAPSHOT_GONE = (239, 246)  # SnapshotTooOld; SnapshotUnavailable: the collection or an index is younger
+# mongod stops, starts or steps down: ShutdownInProgress, PrimarySteppedDown, NoSuchTransaction, Interrupted…, NotPrimary…
+AWAY = (91, 189, 251, 11600, 11601, 11602, 10107, 13435, 13436)
 TOO_LARGE = (257, 10334)  # TransactionTooLargeForCache, BSONObjectTooLarge
 
 
@@ -25,7 +27,7 @@ def in_words(error: Exception, *, writing: bool = False) -> Exception:
         return error
     if error.has_error_label("UnknownTransactionCommitResult"):
         return Unavailable("The database went away; read again to see whether the write was kept", retry_after=5)
-    if isinstance(error, ConnectionFailure):
+    if isinstance(error, ConnectionFailure) or (isinstance(error, OperationFailure) and error.code in AWAY):
         text = "The database does not answer" + ("; nothing was written" if writing else "")
         return Unavailable(text, retry_after=5)
     if isinstance(error, OperationFailure) and error.code == MAX_TIME_EXPIRED:
