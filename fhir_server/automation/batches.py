@@ -264,7 +264,8 @@ class Batches:
             body = dump(account.ledger)
             for url, _ in outcome.failed:
                 self.metrics.fail(url)
-            if body == account.body and not effects.puts:
+            # Nothing to do is as good as done only while the patient is surely ours; else the commit has to say so.
+            if body == account.body and not effects.puts and self._held.get(patient, 0) > time.time_ns() // 1_000_000:
                 quiet += [(one.event, patient) for one in of[patient]]
             else:
                 entry = Entry(patient, body, account.ledger.next_due, account.ledger.dead)
