@@ -15,7 +15,7 @@ from fhir_server.automation.follow_up import PRIORITIES
 from fhir_server.automation.ledger import Ledger, Slot, identity, slot_key
 from fhir_server.automation.proposals import EPISODES, Decision, Propose
 from fhir_server.automation.tags import SET_BY, set_by_rule
-from fhir_server.automation.vocabulary import IDENTIFIERS, STATUS_REASONS, split_canonical
+from fhir_server.automation.vocabulary import IDENTIFIERS, STATUS_REASONS, split_canonical, translation
 from fhir_server.model.dates import instant
 from fhir_server.model.resource import Resource, dump
 from fhir_server.store.protocol import Key
@@ -173,7 +173,11 @@ def withdrawn(existing: Resource) -> Resource:
     resource = {**existing, "status": WITHDRAWN[resource_type]}
     if resource_type in ("Task", "CommunicationRequest"):
         coding = {"system": STATUS_REASONS, "code": "no-longer-applies", "display": "No longer applies"}
-        resource["statusReason"] = {"coding": [coding], "text": "The findings that led to it no longer hold"}
+        said = {
+            "text": "The findings that led to it no longer hold",
+            "_text": translation("所依据的结果已不再成立"),
+        }
+        resource["statusReason"] = {"coding": [coding], **said}
     elif resource_type in ("ServiceRequest", "CarePlan"):
         resource["statusReason"] = {"coding": [{"system": STATUS_REASONS, "code": "no-longer-applies"}]}
         resource.pop("statusReason")  # R4 has none on these types

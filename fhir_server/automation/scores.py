@@ -14,7 +14,7 @@ from fhir_server.automation.facts import Facts
 from fhir_server.automation.requirements import FactDefinition
 from fhir_server.automation.risk.assessment import InvalidInput, MissingInput, OutOfRange, Result, compute, plain
 from fhir_server.automation.risk.specification import METHODS, Specification
-from fhir_server.automation.vocabulary import BASE, TRANSLATION
+from fhir_server.automation.vocabulary import BASE, translation
 from fhir_server.model.dates import instant
 from fhir_server.model.resource import Resource
 from fhir_server.terminology import analytes, units
@@ -184,14 +184,9 @@ def _concept(system: str, code: str, display: str, chinese: str, version: str = 
     if display:
         coding["display"] = display
     if chinese:
-        coding["_display"] = _translation(chinese)
+        coding["_display"] = translation(chinese)
     return {"coding": [coding], "text": display or code}
 
 
 def _text(english: str, chinese: str) -> dict[str, Any]:
-    return {"text": english, "_text": _translation(chinese)} if chinese else {"text": english}
-
-
-def _translation(chinese: str) -> dict[str, Any]:
-    extension = [{"url": "lang", "valueCode": "zh"}, {"url": "content", "valueString": chinese}]
-    return {"extension": [{"url": TRANSLATION, "extension": extension}]}
+    return {"text": english, "_text": translation(chinese)} if chinese else {"text": english}

@@ -49,6 +49,12 @@ def part(element: Element, name: str, default: Any = None) -> Any:
     return next(iter(parts(element, name)), default)
 
 
+def translation(chinese: str) -> dict[str, Any]:
+    """What stands beside a text (as `_text`) to say it in Chinese. https://hl7.org/fhir/R4/extension-translation.html"""
+    parts = [{"url": "lang", "valueCode": "zh"}, {"url": "content", "valueString": chinese}]
+    return {"extension": [{"url": TRANSLATION, "extension": parts}]}
+
+
 def split_canonical(canonical: str) -> tuple[str, str]:
     """`url|version` → (url, version); the version is empty where none is given."""
     url, _, version = canonical.partition("|")

@@ -17,7 +17,7 @@ from fhir_server.automation.risk import RISK_SCORES
 from fhir_server.automation.risk.assessment import InvalidInput, MissingInput, OutOfRange, Result, compute, plain
 from fhir_server.automation.risk.specification import BANDS, Input
 from fhir_server.automation.scores import Assessed, Score
-from fhir_server.automation.vocabulary import TRANSLATION
+from fhir_server.automation.vocabulary import translation
 from fhir_server.errors import BadRequest, Issue, Unprocessable
 from fhir_server.interactions.call import Answer, Call, parameters
 from fhir_server.interactions.context import Context, Server
@@ -214,5 +214,4 @@ def _translated(name: str, text: str, chinese: str) -> dict[str, Any]:
     """A text with its Chinese translation."""
     if not chinese:
         return {name: text}
-    parts = [{"url": "lang", "valueCode": "zh"}, {"url": "content", "valueString": chinese}]
-    return {name: text, f"_{name}": {"extension": [{"url": TRANSLATION, "extension": parts}]}}
+    return {name: text, f"_{name}": translation(chinese)}

@@ -12,6 +12,7 @@ from fhir_server.automation import content
 from fhir_server.automation.cases import Case, run
 from fhir_server.automation.definitions import Definitions
 from fhir_server.automation.plans import check
+from fhir_server.automation.risk.specification import chinese
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.model.resource import Resource
 
@@ -107,3 +108,16 @@ def test_a_critical_value_is_told_with_its_name_number_and_unit_in_both_language
         "then": {"tasks": [{"text": "Critical value of Potassium: 6.5 mmol/L.", "zh": "危急值：血钾 6.5 mmol/L。"}]},
     }
     assert run(Case(Path("-"), "-", (), body), book).problems == []
+
+
+def test_a_task_that_is_withdrawn_says_why_in_both_languages() -> None:
+    book = content.book_of(KNOWN, ["critical-values"])
+    potassium = {"code": "2823-3", "value": "6.5 mmol/L", "at": "-1 h", "id": "k"}
+    steps = [{"observation": potassium}, {"correct": "k", "status": "entered-in-error"}]
+    verdict = run(
+        Case(Path("-"), "-", (), {"given": [{"patient": {"age": 50}}], "when": steps, "then": {"tasks": []}}), book
+    )
+    assert verdict.problems == [] and verdict.world is not None
+    (task,) = verdict.world.resources("Task")
+    assert task["statusReason"]["text"] == "The findings that led to it no longer hold"
+    assert chinese(task["statusReason"], "text") == "所依据的结果已不再成立"

@@ -119,7 +119,7 @@ async def put(ward: Ward, body: dict[str, Any]) -> None:
         try:
             async with httpx.AsyncClient(timeout=10) as client:
                 answer = await client.put(f"{ward.server.base}/{body['resourceType']}/{body['id']}", json=body)
-        except httpx.TransportError:
+        except (httpx.TransportError, AttributeError):  # anyio's, where a connection dies in the moment it is made
             await asyncio.sleep(0.05)
             continue
         if answer.status_code in (200, 201):
