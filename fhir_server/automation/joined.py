@@ -2,9 +2,8 @@
 
 A commit about one patient whom this process has in memory is looked at before it is made. What follows from it is committed
 with it: one transaction instead of two, no event in the outbox, and what was acknowledged has its consequences. Wherever that
-cannot be (the patient is new here, is being worked on, or is somebody else's; a rule fails, takes its time, or has to look
-something up), the change goes alone and the worker deals with its event. Never the other way round: no rule can keep a
-client's write from being made.
+cannot be (the patient is new here, is being worked on, or is somebody else's; a rule fails or may take its time), the change
+goes alone and the worker deals with its event. Never the other way round: no rule can keep a client's write from being made.
 """
 
 from __future__ import annotations
