@@ -20,7 +20,7 @@ from fhir_server.automation.ledger import Account, Slot, dump
 from fhir_server.automation.metrics import Metrics
 from fhir_server.automation.news import News
 from fhir_server.automation.reconcile import WITHDRAWN
-from fhir_server.automation.rounds import RULE_EVENT, Happening, Outcome, Woken, run, steps, wake
+from fhir_server.automation.rounds import RULE_EVENT, Happening, Outcome, Woken, run, steps, tag, wake
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.rules import Rule
 from fhir_server.interactions.context import Server
@@ -220,6 +220,9 @@ class Batches:
             else:
                 outcome.follow(one)
         assert outcome is not None
+        # Where no rule's tags changed, the Patient can only lack them because somebody wrote it.
+        if outcome.retagged or account.suspect or any(one.event.resource_type == "Patient" for one in happenings):
+            tag(self.book, chart, account.ledger, outcome)
         return outcome
 
     def _step(
@@ -241,8 +244,7 @@ class Batches:
             return self._functions.call(rule, situation, foci)
 
         arrived = min(times, default=now)
-        retag = account.suspect or any(one.event.resource_type == "Patient" for one in happenings)
-        return run(self.book, chart, account, woken, now, arrived=arrived, call=call, retired=retired, retag=retag)
+        return run(self.book, chart, account, woken, now, arrived=arrived, call=call, retired=retired)
 
     async def _finish(
         self, rounds: Sequence[Outcome], charts: dict[str, Chart], of: dict[str, list[Happening]], now: int

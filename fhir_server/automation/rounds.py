@@ -92,7 +92,6 @@ class Outcome:
         """Takes in what the next step of the same round decided."""
         self.decisions.update(other.decisions)
         self.changes += other.changes
-        self.tagged = other.tagged if other.tagged is not None else self.tagged
         self.retagged = list(dict.fromkeys((*self.retagged, *other.retagged)))
         self.interpreted.update(other.interpreted)
         self.woken.update(other.woken)
@@ -216,11 +215,8 @@ def run(
     arrived: int | None = None,
     call: Run = evaluate,
     retired: Iterable[str] = (),
-    retag: bool = True,
 ) -> Outcome:
     """Runs the woken rules and those that what they derive wakes. The account's ledger is brought to the state after it.
-
-    `retag`: the Patient may lack tags that it had, because somebody wrote it.
 
     The chart gets what is derived, so that it must be given up if the outcome is not committed.
     """
@@ -263,11 +259,15 @@ def run(
         for wakes in _conclude(book, chart, ledger, outcome, decision, situation):
             if wakes > position:
                 queue.setdefault(wakes, Woken(queue[position].event)).foci = None
-    patient = chart.get(("Patient", chart.id)) if outcome.retagged or retag else None
+    return outcome
+
+
+def tag(book: Rulebook, chart: Chart, ledger: Ledger, outcome: Outcome) -> None:
+    """Once, after the last step of a round: the Patient with the tags that its rules want now."""
+    patient = chart.get(("Patient", chart.id))
     if patient is not None:
         canonicals = {rule.url: rule.canonical for rule in book.rules}
         outcome.tagged = tags.tagged(patient.resource, tags_wanted(ledger), canonicals)
-    return outcome
 
 
 def _conclude(

@@ -8,7 +8,7 @@ from typing import Any
 from fhir_server.automation.chart import Chart, Reading
 from fhir_server.automation.ledger import Account
 from fhir_server.automation.reconcile import closed_by_person, realize
-from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, run, steps, wake
+from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening, Outcome, run, steps, tag, wake
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.errors import Issue
@@ -137,6 +137,7 @@ class World:
             else:
                 outcome.follow(one)
         assert outcome is not None
+        tag(self.book, self.chart, self.account.ledger, outcome)
         self.outcomes.append(outcome)
         self._apply(outcome)
 

@@ -229,6 +229,17 @@ async def test_04_what_a_wrong_result_caused_is_undone(hooks: Hooks, how: str) -
         assert len(await hooks.tasks(somebody, URGENT)) == 1
 
 
+async def test_04_what_is_taken_back_within_one_batch_leaves_no_tag(hooks: Hooks) -> None:
+    """The worker sees both events at once; the record has no tags before and none after."""
+    patient = await hooks.patient()
+    await hooks.settle()
+    reading = await hooks.bp(patient, "185/115")
+    await hooks.change("Observation", reading, status="entered-in-error")
+    await hooks.settle()
+    assert await hooks.tags(patient) == frozenset()
+    assert await hooks.tasks(patient, URGENT) == []
+
+
 async def test_04_a_correction_of_a_correction_brings_it_back(hooks: Hooks) -> None:
     patient = await hooks.patient()
     reading = await hooks.bp(patient, "185/115")
