@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pymongo.asynchronous.database import AsyncDatabase
@@ -14,12 +14,14 @@ from fhir_server.store import documents as d
 from fhir_server.store.protocol import CUSTOM, Index
 
 MOST_INDEXES = 64  # MongoDB's limit for one collection
+PATIENT_INDEX = "_patient"
+FEW = 20  # patients: with more, their records may be more than what a find looks for
 CLAIM_SECONDS = 86_400  # a claim only matters while two equal requests overlap
 
 # What every collection of current versions has, whatever its search parameters.
 SYSTEM_INDEXES = (
     Index("_updated", ((d.UPDATED, -1), (d.ID, 1))),
-    Index("_patient", ((d.PATIENTS, 1), (d.UPDATED, -1), (d.ID, 1)), {d.PATIENTS: {"$exists": True}}),
+    Index(PATIENT_INDEX, ((d.PATIENTS, 1), (d.UPDATED, -1), (d.ID, 1)), {d.PATIENTS: {"$exists": True}}),
 )
 
 _OWN: dict[str, list[IndexModel]] = {
@@ -94,6 +96,36 @@ class Collections:
         except Exception as error:
             if getattr(error, "code", None) != 48:  # NamespaceExists
                 raise
+
+
+def own_record(filter: Mapping[str, Any]) -> str | None:
+    """The index to be told to a find that is confined to the compartments of some patients; None: MongoDB chooses.
+
+    It would choose by trying, what takes longer the more others have that fits: whoever may only see some patients could tell
+    from the time what there is. Left to choose are finds by id, and of a confined patient's own (its indexes hold no others).
+    """
+    found: dict[str, Any] = {}
+    patients: Sequence[str] = ()
+    for part in (filter, *_conjuncts(filter)):
+        for path, value in part.items():
+            found.setdefault(path, value)
+            if path == d.PATIENTS and not patients:
+                patients = [value] if isinstance(value, str) else value.get("$in", ())
+    id = found.get(d.ID)
+    if not 0 < len(patients) <= FEW or isinstance(id, str) or (isinstance(id, Mapping) and "$in" in id):
+        return None
+    own = {f"Patient/{patient}" for patient in patients}
+    if any(
+        isinstance(subject := found.get(d.entry_path(name)), str) and subject in own for name in ("subject", "patient")
+    ):
+        return None
+    return PATIENT_INDEX
+
+
+def _conjuncts(filter: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for part in filter.get("$and", ()):
+        yield part
+        yield from _conjuncts(part)
 
 
 def _model(index: Index) -> IndexModel:

@@ -21,7 +21,7 @@ from pymongo.write_concern import WriteConcern
 from fhir_server.store import documents as d
 from fhir_server.store.commit import Committer
 from fhir_server.store.history import History
-from fhir_server.store.indexes import Collections
+from fhir_server.store.indexes import Collections, own_record
 from fhir_server.store.lane import Lane, Waiting
 from fhir_server.store.protocol import Event, Extra, Find, HistoryPage, Index, Key, Put, Stored
 from fhir_server.store.refusals import answering
@@ -186,13 +186,15 @@ class MongoStore:
             sort=list(find.sort) or None,
             limit=find.limit,
             batch_size=min(find.limit, 1000) + 1 if find.limit else 1000,
-            hint=find.hint,
+            hint=find.hint or own_record(find.filter),
             session=find.snapshot,
         )
         return [d.stored(find.resource_type, document) for document in await cursor.to_list()]
 
     async def _find_computed(self, find: Find) -> list[Stored]:
-        cursor = await self._collection(find).aggregate(_pipeline(find), allowDiskUse=True, session=find.snapshot)
+        cursor = await self._collection(find).aggregate(
+            _pipeline(find), allowDiskUse=True, session=find.snapshot, **_hint(find.filter)
+        )
         return [d.stored(find.resource_type, document) for document in await cursor.to_list()]
 
     @answering
@@ -210,13 +212,13 @@ class MongoStore:
             {"$group": {"_id": "$x"}},
             {"$limit": limit},
         ]
-        cursor = await collection.aggregate(stages, allowDiskUse=True, session=snapshot)
+        cursor = await collection.aggregate(stages, allowDiskUse=True, session=snapshot, **_hint(filter))
         return [document["_id"] async for document in cursor]
 
     @answering
     async def count(self, resource_type: str, filter: Mapping[str, Any], limit: int = 0) -> int:
         options: dict[str, Any] = {"limit": limit} if limit else {}
-        return await self.database[resource_type].count_documents(filter, **options)
+        return await self.database[resource_type].count_documents(filter, **options, **_hint(filter))
 
     @answering
     async def explain(self, find: Find) -> dict[str, Any]:
@@ -232,8 +234,8 @@ class MongoStore:
             command["sort"] = dict(find.sort)
         if find.limit:
             command["limit"] = find.limit
-        if find.hint:
-            command["hint"] = find.hint
+        if hint := find.hint or own_record(find.filter):
+            command["hint"] = hint
         answer: dict[str, Any] = await self.database.command("explain", command, verbosity="executionStats")
         return answer
 
@@ -279,6 +281,11 @@ class MongoStore:
         collection = self.database[find.resource_type]
         # A session that reads one moment brings its own read concern.
         return collection.with_options(read_concern=ReadConcern()) if find.snapshot is not None else collection
+
+
+def _hint(filter: Mapping[str, Any]) -> dict[str, Any]:
+    hint = own_record(filter)
+    return {"hint": hint} if hint else {}
 
 
 def _pipeline(find: Find) -> list[Document]:

@@ -94,13 +94,23 @@ async def test_a_search_looks_at_no_more_for_what_others_have(filled: Secured, s
 
 async def test_others_records_are_not_looked_at_at_all(filled: Secured) -> None:
     """However many others there are: the plan starts from one's own record, whatever plan was remembered before."""
-    for _ in range(5):
-        await work(filled, "GET", "Observation?code=absent&_summary=count")
-    for code, others in (("foreign", MANY), ("rare", 3)):
-        status, done = await work(filled, "GET", f"Observation?code={code}&_summary=count")
-        looked_at = sum(one[4] for one in done)
-        assert status == 200
-        assert looked_at <= 30, (code, others, done)
+    for search in ("Observation?code={}&_summary=count", "Observation?code={}&_sort=-date", "Observation?code={}"):
+        for _ in range(5):
+            await work(filled, "GET", search.format("absent"))
+        for code in ("foreign", "rare", "absent"):
+            status, done = await work(filled, "GET", search.format(code))
+            assert status == 200
+            assert {one[2:] for one in done} == {("IXSCAN { p: 1, t: -1, _id: 1 }", 30, 30)}, (code, done)
+
+
+@pytest.mark.parametrize("search", ["Observation?patient=p7&_summary=count", "Observation?subject=Patient/p7"])
+async def test_another_patient_is_not_looked_up(filled: Secured, search: str) -> None:
+    assert await work(filled, "GET", search) == await work(filled, "GET", search.replace("p7", "nobody"))
+
+
+async def test_ones_own_results_are_read_off_their_timeline(filled: Secured) -> None:
+    _, done = await work(filled, "GET", "Observation?patient=p1&code=own&_sort=-date&_count=5")
+    assert [one[3] for one in done] == [6], done
 
 
 INSTANCES = [
