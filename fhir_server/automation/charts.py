@@ -9,6 +9,7 @@ from typing import Any
 from fhir_server.automation.chart import Chart, patients_of
 from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening
 from fhir_server.automation.rulebook import Rulebook
+from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.model.dates import DAY
 from fhir_server.search.registry import Registry
 from fhir_server.search.types.token import system_key
@@ -117,11 +118,17 @@ def _happening(
 
 
 def rewind(chart: Chart, happenings: Sequence[Happening]) -> None:
-    """Back to the moment before these happened, so that what follows does not depend on how many are seen at once."""
+    """Back to the moment before these happened, so that what follows does not depend on how many are seen at once.
+
+    What the rules wrote stays: it followed from what was dealt with before, and they saw it in the round that wrote it.
+    """
     first: dict[Key, Happening] = {}
     for happening in happenings:
-        if happening.event.resource_type not in ASKING:
-            first.setdefault((happening.event.resource_type, happening.event.resource_id), happening)
+        key = (happening.event.resource_type, happening.event.resource_id)
+        if happening.event.cause.agent == DEVICE:
+            first.pop(key, None)
+        elif happening.event.resource_type not in ASKING:
+            first.setdefault(key, happening)
     for key, happening in first.items():
         chart.drop(key)
         if happening.before is not None and chart.id in patients_of(happening.before):

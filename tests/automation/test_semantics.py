@@ -240,6 +240,30 @@ async def test_04_what_is_taken_back_within_one_batch_leaves_no_tag(hooks: Hooks
     assert await hooks.tasks(patient, URGENT) == []
 
 
+async def test_04_what_was_derived_stays_in_sight_of_a_worker_that_begins_anew(
+    hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result comes and goes while another is being worked on: whoever takes over knows what followed from that one."""
+    patient = await hooks.patient()
+    await hooks.settle()
+    await hooks.lab(patient, "2160-0", "3.75", "mg/dL")
+    commit = hooks.worker._commit
+
+    async def overtaken(results: Any) -> None:
+        monkeypatch.undo()
+        reading = await hooks.lab(patient, "2160-0", "5.3", "mg/dL", at=hooks.now(hours=-9))
+        await hooks.change("Observation", reading, status="entered-in-error")
+        await commit(results)
+
+    monkeypatch.setattr(hooks.worker, "_commit", overtaken)
+    await hooks.worker.work([patient])
+    assert "ckd-g4" in await hooks.tags(patient)
+    hooks.worker.forget([patient])
+    await hooks.settle()
+    assert "ckd-g4" in await hooks.tags(patient)
+    assert await hooks.tasks(patient, "nephrology-referral")
+
+
 async def test_04_a_correction_of_a_correction_brings_it_back(hooks: Hooks) -> None:
     patient = await hooks.patient()
     reading = await hooks.bp(patient, "185/115")
