@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -46,6 +47,19 @@ async def result(server: Server) -> dict[str, Any]:
     return found
 
 
+def versions(number: int) -> Iterator[dict[str, Any]]:
+    """What is written about one patient, in order: results, some of which are taken back."""
+    yield {"resourceType": "Patient", "id": f"p{number}", "gender": "male", "birthDate": "1961-03-01"}
+    chance = random.Random(number)
+    for index in range(EACH):
+        kind = chance.choice(["bp", "bp", "glucose", "creatinine", "cholesterol"])
+        one = observation(index, kind, chance.randrange(100), chance.randrange(20))
+        one.update(id=f"p{number}-{index}", subject={"reference": f"Patient/p{number}"})
+        yield one
+        if chance.random() < 0.2:
+            yield {**one, "status": "entered-in-error"}
+
+
 async def run(url: str, workers: int) -> dict[str, Any]:
     database = f"workers{next(_databases)}"
     client = await server_on(url, database)
@@ -60,16 +74,8 @@ async def run(url: str, workers: int) -> dict[str, Any]:
     context = Context(Principal.open(), "http://test/fhir")
 
     async def fill(number: int) -> None:
-        patient = {"resourceType": "Patient", "id": f"p{number}", "gender": "male", "birthDate": "1961-03-01"}
-        await write.update(client, context, "Patient", f"p{number}", patient)
-        chance = random.Random(number)
-        for index in range(EACH):
-            kind = chance.choice(["bp", "bp", "glucose", "creatinine", "cholesterol"])
-            one = observation(index, kind, chance.randrange(100), chance.randrange(20))
-            one.update(id=f"p{number}-{index}", subject={"reference": f"Patient/p{number}"})
-            await write.update(client, context, "Observation", one["id"], one)
-            if chance.random() < 0.2:
-                await write.update(client, context, "Observation", one["id"], {**one, "status": "entered-in-error"})
+        for resource in versions(number):
+            await write.update(client, context, resource["resourceType"], resource["id"], resource)
 
     try:
         await asyncio.gather(*(fill(number) for number in range(PATIENTS)))
@@ -93,3 +99,61 @@ async def test_two_and_four_workers_do_what_one_does(mongo_url: str) -> None:
         many = await run(mongo_url, workers)
         assert many.keys() == one.keys()
         assert many == one
+
+
+class Interrupted(Worker):
+    """A worker that loses its memory now and then, and of whom others get ahead while it commits."""
+
+    chance = random.Random(3)
+    meanwhile: Any = None
+
+    async def work(self, patients: Sequence[str]) -> None:
+        if self.chance.random() < 0.7:
+            self.forget(patients)
+        await super().work(patients)
+
+    async def _commit(self, results: Any) -> None:
+        for _ in range(self.chance.choice([0, 2, 4])):
+            await self.meanwhile([one.entry.patient for one in results])
+        await super()._commit(results)
+
+
+async def stepped(url: str, kind: type[Worker], patients: int) -> dict[str, Any]:
+    """One worker, stepped by hand: a batch after every few writes."""
+    database = f"workers{next(_databases)}"
+    client, server = await server_on(url, database), await server_on(url, database)
+    await content.store(client)
+    engine = kind(server, lease=4_000)
+    await engine.open()
+    await engine.settle()
+    context = Context(Principal.open(), "http://test/fhir")
+    waiting = {f"p{number}": list(versions(number)) for number in range(patients)}
+    chance = random.Random(5)
+
+    async def write_one(of: Sequence[str]) -> str:
+        patient = chance.choice(of)
+        if waiting[patient]:
+            resource = waiting[patient].pop(0)
+            await write.update(client, context, resource["resourceType"], resource["id"], resource)
+        return patient
+
+    engine.meanwhile = write_one  # type: ignore[attr-defined]
+    try:
+        while any(waiting.values()):
+            patient = await write_one([patient for patient, left in waiting.items() if left])
+            if kind is Interrupted and chance.random() < 0.4:
+                await engine.work([patient])
+        await engine.settle()
+        return await result(client)
+    finally:
+        await engine.stop()
+        await client.store.client.drop_database(database)  # type: ignore[attr-defined]
+        await client.store.close()
+        await server.store.close()
+
+
+async def test_a_worker_that_is_interrupted_does_what_one_does_undisturbed(mongo_url: str) -> None:
+    orderly = await stepped(mongo_url, Worker, 24)
+    disturbed = await stepped(mongo_url, Interrupted, 24)
+    assert disturbed.keys() == orderly.keys()
+    assert disturbed == orderly
