@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from fhir_server.interactions import write
 from fhir_server.interactions.context import Context, Server
 from fhir_server.model.resource import load
 from fhir_server.settings import Settings
+from fhir_server.store.outbox import Taken
+from fhir_server.store.protocol import Changed
 from tests.automation.conftest import START
 from tests.automation.test_properties import OPEN, observation
 
@@ -110,7 +113,8 @@ class Interrupted(Worker):
     async def work(self, patients: Sequence[str]) -> None:
         if self.chance.random() < 0.7:
             self.forget(patients)
-        await super().work(patients)
+        with contextlib.suppress(Changed, Taken):  # overtaken twice: another time, as in `_lane`
+            await super().work(patients)
 
     async def _commit(self, results: Any) -> None:
         for _ in range(self.chance.choice([0, 2, 4])):
