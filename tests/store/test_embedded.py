@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import stat
 import time
@@ -55,6 +56,23 @@ def _found(client: pymongo.MongoClient[dict[str, object]]) -> dict[str, object] 
         except pymongo.errors.AutoReconnect:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="this system does not tell a process's limits")
+def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
+    """Shells often allow 1,024; mongod aborts where an index cannot be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    mongo = EmbeddedMongo(tmp_path, cache_mb=256)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+        mongo.start()
+        (line,) = [
+            line for line in Path(f"/proc/{mongo.pid}/limits").read_text().splitlines() if line.startswith("Max open")
+        ]
+        assert line.split()[3] == line.split()[4] == ("unlimited" if hard == resource.RLIM_INFINITY else str(hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        mongo.stop()
 
 
 def test_a_mongod_that_lost_its_server_is_replaced(tmp_path: Path) -> None:
