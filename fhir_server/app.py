@@ -18,7 +18,8 @@ from starlette.routing import Route
 from fhir_server.auth.audit import Audit
 from fhir_server.auth.authority import Authority, build
 from fhir_server.auth.policy import Policy
-from fhir_server.automation import engage
+from fhir_server.automation import SUBSCRIBED, engage
+from fhir_server.automation.delivery import Deliveries
 from fhir_server.errors import FhirError
 from fhir_server.http.application import FhirApplication
 from fhir_server.http.middleware import Figures, Observed, Receive, Scope, Send
@@ -107,6 +108,16 @@ class Application:
             authenticate = Bearer(authority)
         worker = await engage(server, act=self.settings.automation)
         self._collectors.register(worker.metrics)
+        audit: Audit | None = server.rooms.get("audit")
+        deliveries = Deliveries(
+            server,
+            server.rooms[SUBSCRIBED],
+            authority.tokens if authority is not None else None,
+            audit.record if audit is not None else None,
+        )
+        server.rooms["deliveries"] = deliveries
+        deliveries.start()
+        server.closing.append(deliveries.close)
         self._fhir = self._wrapped(FhirApplication(server, authenticate))
         try:
             yield

@@ -68,6 +68,12 @@ class Settings:
     issuer_roles_claim: str = field(default="realm_access.roles", metadata={"help": "claim with the user's roles"})
     issuer_reach: str = field(default="care-team", metadata={"help": "what its practitioners see: care-team or all"})
     audit: bool = field(default=True, metadata={"help": "write an AuditEvent for every access"})
+    subscription_internal: bool = field(
+        default=False, metadata={"help": "notify http endpoints and internal addresses, too; --open implies it"}
+    )
+    subscription_hours: int = field(
+        default=24, metadata={"help": "hours that an endpoint may fail before its Subscription is given up"}
+    )
     audit_days: int = field(default=0, metadata={"help": "days that AuditEvents are kept; 0 for ever"})
 
     @classmethod

@@ -14,9 +14,10 @@ from urllib.parse import unquote_plus, urlsplit
 
 import jwt
 
+from fhir_server.auth.addresses import Unreachable
 from fhir_server.auth.oauth import OAuthError, digest, invalid_client, invalid_request
 from fhir_server.auth.passwords import Passwords
-from fhir_server.auth.remote_keys import RemoteKeys, Unreachable
+from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.store.credentials import Client, Credentials
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"

@@ -11,9 +11,10 @@ from typing import Any
 
 import jwt
 
+from fhir_server.auth.addresses import Unreachable
 from fhir_server.auth.principal import ROLES, Principal
 from fhir_server.auth.reach import Reach
-from fhir_server.auth.remote_keys import RemoteKeys, Unreachable
+from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.auth.scopes import resource_scopes, split
 from fhir_server.errors import Unauthorized, Unavailable
 from fhir_server.store.credentials import User

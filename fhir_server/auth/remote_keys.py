@@ -1,30 +1,24 @@
 """Public keys that others publish (a client's `jwks_uri`, an external issuer), cached, fetched under a guard.
 
-The guard: https only, no internal address, no redirect, 256 KiB at most, 5 s at most; the connection goes to the
-very address that was checked, so that a name cannot change its mind in between. https://www.rfc-editor.org/rfc/rfc7517#section-5
+The guard of addresses.py, and: no redirect, 256 KiB at most, 5 s at most. https://www.rfc-editor.org/rfc/rfc7517#section-5
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import re
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
+
+from fhir_server.auth.addresses import Unreachable, target
 
 LARGEST = 256 * 1024
 SHORTEST_LIFE, LONGEST_LIFE = 60, 24 * 3600  # seconds a set is kept, whatever Cache-Control says
 MISS_PAUSE = 30  # seconds between two fetches of one set because of a key id it does not have
-
-
-class Unreachable(Exception):
-    """The keys could not be had; the text is safe to show to the client's developer."""
 
 
 @dataclass(slots=True)
@@ -60,21 +54,16 @@ class RemoteKeys:
         return body
 
     async def _fetch(self, url: str, trusted: bool) -> tuple[dict[str, Any], float]:
-        parts = urlsplit(url)
-        guarded = not (trusted or self._internal_allowed)
-        if not parts.hostname or parts.username or parts.scheme not in (("https",) if guarded else ("https", "http")):
-            raise Unreachable("the key set's URL must be https, with a host and without user information")
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        address = await resolve(parts.hostname, port, guarded=guarded)
-        host = f"[{address}]" if ":" in address else address
-        target = parts._replace(netloc=f"{host}:{port}", fragment="").geturl()
-        headers = {"Host": parts.netloc, "Accept": "application/json"}
-        extensions = {"sni_hostname": parts.hostname}
+        try:
+            aim = await target(url, guarded=not (trusted or self._internal_allowed))
+        except Unreachable as error:
+            raise Unreachable(f"the key set's URL cannot be used: {error}") from None
+        headers = {**aim.headers, "Accept": "application/json"}
         try:
             async with (
                 asyncio.timeout(5),
                 httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=5) as client,
-                client.stream("GET", target, headers=headers, extensions=extensions) as response,
+                client.stream("GET", aim.url, headers=headers, extensions=aim.extensions) as response,
             ):
                 if response.status_code != 200:
                     raise Unreachable(f"the key set answered with status {response.status_code}")
@@ -92,29 +81,6 @@ class RemoteKeys:
         if not isinstance(document, dict):
             raise Unreachable("the key set is not a JSON object")
         return document, _life(response.headers.get("cache-control", ""))
-
-
-async def resolve(host: str, port: int, *, guarded: bool) -> str:
-    """One address of the host. Guarded: every address it has must be public, one internal among them refuses all."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
-        raise Unreachable("the key set's host has no address") from None
-    addresses = [str(entry[4][0]) for entry in found]
-    if guarded and not all(is_public(address) for address in addresses):
-        raise Unreachable("the key set's host is not a public address")
-    return addresses[0]
-
-
-def is_public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.split("%", maxsplit=1)[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64 hides an IPv4 address
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            ip = inner
-    return ip.is_global and not ip.is_multicast
 
 
 def _key_list(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -210,6 +210,7 @@ class Tokens:
             encounter=claims.get("encounter"),
             token_id=str(claims["jti"]),
             expires=int(claims["exp"]),
+            grant_id=str(claims.get("grant", "")),
         )
         if "grant" not in claims:  # a backend service, for itself
             system = tuple(scope for scope in base.scopes if scope.context == "system")
@@ -227,8 +228,7 @@ class Tokens:
     def standing(principal: Principal) -> dict[str, Any]:
         """What to keep of somebody in whose name something is done later (a subscription's delivery); no secret.
 
-        Give it to `from_claims` each time: it raises Unauthorized when user or client have gone, and tells what they
-        may see now, not what they might then.
+        Give it to `still` each time.
         """
         claims: dict[str, Any] = {
             "sub": principal.subject,
@@ -240,8 +240,21 @@ class Tokens:
         if principal.patient:
             claims["patient"] = principal.patient
         if principal.fhir_user or principal.subject != principal.client_id:
-            claims["grant"] = ""
+            claims["grant"] = principal.grant_id
         return claims
+
+    async def still(self, claims: dict[str, Any]) -> Principal:
+        """Whoever `standing` kept, and what they may see now, not what they might then.
+
+        Raises Unauthorized when user or client have gone, or what the user allowed has ended or was revoked. The token
+        itself may have: tokens are short-lived.
+        """
+        grant_id = str(claims.get("grant", ""))
+        if grant_id:
+            grant = await self._credentials.grant(grant_id)
+            if grant is None or grant.revoked or grant.expires <= self._now():
+                raise Unauthorized("What the user allowed the client has come to its end")
+        return await self.from_claims(claims)
 
     async def for_user(self, base: Principal, user: User) -> Principal:
         scopes = tuple(scope for scope in base.scopes if scope.context != "system")

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fhir_server.auth.policy import Policy, Principal
+from fhir_server.model.resource import Resource
 from fhir_server.search.registry import Registry
 from fhir_server.store.protocol import Cause, Event, Extra, Put, Store
 
@@ -45,6 +46,12 @@ class Server:
     joins: list[Callable[[Sequence[Put]], Awaitable[Joined | None]]] = field(
         default_factory=list
     )  # asked before each commit
+    guards: dict[str, Callable[[Context, Resource], tuple[Resource, Extra]]] = field(
+        default_factory=dict
+    )  # by type: what is stored instead of what was sent, and what is kept beside it
+    notices: list[Callable[[Sequence[Put]], Awaitable[Extra | None]]] = field(
+        default_factory=list
+    )  # asked before each commit for what has to be in it
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     rooms: dict[str, Any] = field(default_factory=dict)  # collaborators of upper layers, by their module's name
 

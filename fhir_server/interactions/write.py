@@ -94,14 +94,19 @@ def prepare(
     issues = [] if checked else server.validator.check(resource)
     if any(issue.is_error for issue in issues):
         raise Unprocessable(f"{resource_type} is not valid", issues=issues)
+    guard = server.guards.get(resource_type) if not checked else None
+    beside: tuple[Extra, ...] = ()
+    if guard is not None:
+        resource, kept = guard(context, resource)
+        beside = (kept,)
     indexed = index(server.registry, resource, base=context.base)
     stored = next_version(server, resource, indexed, previous, method)
     server.policy.check_write(context.principal, interaction, stored)
-    if previous is not None and not previous.deleted:
+    if previous is not None and not previous.deleted and not beside:
         same = dump(stamped(resource, previous.version, previous.updated))
         if same == previous.raw:
             return None, issues
-    return Put(stored, previous, claim, context.cause), issues
+    return Put(stored, previous, claim, context.cause, extras=beside), issues
 
 
 def next_version(
@@ -342,13 +347,19 @@ async def commit(server: Server, puts: Sequence[Put], extras: Sequence[Extra] = 
             events = await asyncio.shield(asyncio.ensure_future(_commit_joined(server, joined)))
             if events is not None:
                 return events
-    return _tell(server, puts, await server.store.commit(puts, extras))
+    return _tell(server, puts, await server.store.commit(puts, [*extras, *await _noticed(server, puts)]))
+
+
+async def _noticed(server: Server, puts: Sequence[Put]) -> list[Extra]:
+    """What others want in the transaction of these."""
+    return [extra for ask in server.notices if (extra := await ask(puts)) is not None]
 
 
 async def _commit_joined(server: Server, joined: Joined) -> list[Event] | None:
     """None where it could not be: then the change has to go without what follows from it."""
     try:
-        events = await server.store.commit(joined.puts, joined.extras)
+        extras = [*joined.extras, *await _noticed(server, joined.puts)]
+        events = await server.store.commit(joined.puts, extras)
     except Unavailable:  # alone it would fare no better, and may have been committed after all
         joined.failed()
         raise

@@ -172,7 +172,8 @@ class Committer:
         ]
         if outbox:
             await self._insert(session, d.OUTBOX, outbox)
-        for extra in _beside(extra for _, extras in works for extra in extras):
+        own = (extra for puts, _ in works for put in puts for extra in put.extras)
+        for extra in _beside((*own, *(extra for _, extras in works for extra in extras))):
             await extra(session)
 
     async def _remove(self, session: AsyncClientSession, name: str, expected: list[Document]) -> None:

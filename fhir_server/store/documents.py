@@ -9,6 +9,8 @@ history (one collection)
     _id  "Type/id/v"          rt, id, v, t, d, m, raw, p as above
 outbox (one collection)
     _id  event id             rt, id, v, m, t, p; cause: c chain, r rule, a agent; the worker's fields: see outbox.py
+subscribers, notifications
+    see notifications.py
 claims (one collection)
     _id  hash of criteria     h  holder (unique per claim)                   at date, expires by TTL
 """

@@ -48,6 +48,15 @@ class Claim:
     holder: str = ""
 
 
+class Extra(Protocol):
+    """Work to be done in the very transaction of a commit; made by the store's own modules (outbox, ledgers) for others."""
+
+    async def __call__(self, session: Any) -> None: ...
+
+    def beside(self, other: Extra) -> Extra | None:
+        """Both in one, where one command of the database does for both."""
+
+
 @dataclass(frozen=True, slots=True)
 class Put:
     """One version to be written. `previous` is the current version it supersedes (None: nothing may be there).
@@ -60,6 +69,7 @@ class Put:
     claim: Claim | None = None
     cause: Cause = Cause()
     quiet: bool = False  # the hooks have nothing more to do with it: no event is kept in the outbox
+    extras: tuple[Extra, ...] = ()  # what has to be so if, and only if, this version is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +132,6 @@ class Changed(Exception):
 
 class SnapshotGone(Exception):
     """The moment that a find wanted to see is no longer kept."""
-
-
-class Extra(Protocol):
-    """Work to be done in the very transaction of a commit; made by the store's own modules (outbox, ledgers) for others."""
-
-    async def __call__(self, session: Any) -> None: ...
-
-    def beside(self, other: Extra) -> Extra | None:
-        """Both in one, where one command of the database does for both."""
 
 
 class Store(Protocol):

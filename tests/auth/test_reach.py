@@ -191,17 +191,17 @@ async def test_who_subscribes_is_judged_at_delivery(secured: Secured, put: Put, 
     await secured.user("watcher", "practitioner", "Practitioner/d2", reach="care-team")
     headers = await secured.token("user/Observation.rs", user="watcher")
     kept = tokens.standing(await tokens.principal(headers["Authorization"].removeprefix("Bearer ")))
-    assert (await tokens.from_claims(kept)).scopes == (Scope.parse("user/Observation.rs"),)
-    before = (await tokens.from_claims(kept)).patients
+    assert (await tokens.still(kept)).scopes == (Scope.parse("user/Observation.rs"),)
+    before = (await tokens.still(kept)).patients
     await put(team("t9", "c3", "d2"))
     assert before is not None
-    assert (await tokens.from_claims(kept)).patients == before | {"c3"}
+    assert (await tokens.still(kept)).patients == before | {"c3"}
     await secured.authority.credentials.users.delete_one({"_id": "watcher"})
     with pytest.raises(FhirError):
-        await tokens.from_claims(kept)
+        await tokens.still(kept)
     service = await secured.token("system/Observation.rs", client="service")
     kept = tokens.standing(await tokens.principal(service["Authorization"].removeprefix("Bearer ")))
-    assert (await tokens.from_claims(kept)).patients is None
+    assert (await tokens.still(kept)).patients is None
 
 
 async def test_labels_hide_and_clearance_shows(secured: Secured, put: Put, records: None) -> None:
