@@ -21,7 +21,7 @@ from fhir_server.store.exports import Exports, Job
 from fhir_server.store.protocol import SnapshotGone
 
 ROOM = "exports"
-LEASE = 6.0  # seconds; renewed after a third of it
+LEASE = 5.0  # seconds; renewed after a third of it
 LOOK = 1.0  # seconds between looks for a job that another process was asked for
 SWEEP = 60.0
 AGAIN = 2.0  # seconds until a job that could not go on is tried again
