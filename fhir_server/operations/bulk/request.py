@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
@@ -100,5 +101,6 @@ def owner_of(principal: Principal) -> str:
 
 def about(url: str, moment: int, principal: Principal) -> dict[str, Any]:
     """What status requests need to know: the kick-off's URL, the transaction time (ms), and the scopes it went by."""
-    scopes = [scope for scope in principal.scopes if {"r", "s"} & set(scope.permissions)]
-    return {"url": url, "moment": moment, "scopes": [str(scope) for scope in scopes]}
+    letters = [(scope, "".join(letter for letter in scope.permissions if letter in "rs")) for scope in principal.scopes]
+    scopes = [str(replace(scope, permissions=kept)) for scope, kept in letters if kept]
+    return {"url": url, "moment": moment, "scopes": scopes}

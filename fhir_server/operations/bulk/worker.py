@@ -59,13 +59,16 @@ class Exporter:
         self._now = now
         self._holder = secrets.token_hex(8)
         self._wanted = asyncio.Event()
+        self._closing = False
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
+        self._closing = False
         await self.exports.open()
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
+        self._closing = True  # `wait_for` may swallow a cancellation (before Python 3.12)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -80,7 +83,7 @@ class Exporter:
 
     async def _run(self) -> None:
         swept = 0.0
-        while True:
+        while not self._closing:
             self._wanted.clear()
             try:
                 job = await self.exports.claim(self._holder, self.now(), self._until(LEASE))
