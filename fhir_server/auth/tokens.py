@@ -248,9 +248,7 @@ class Tokens:
 
         Who came with a token of another issuer is known by that token alone, and stays as it was.
         """
-        if self._other is not None and await self._credentials.client(then.client_id) is None:
-            return then
-        return await self.from_claims(self.standing(then))
+        return then if then.issuer else await self.from_claims(self.standing(then))
 
     async def for_user(self, base: Principal, user: User) -> Principal:
         scopes = tuple(scope for scope in base.scopes if scope.context != "system")

@@ -18,15 +18,21 @@ SNAPSHOTS = 4  # attempts to see one moment; the last one goes without
 
 
 async def by_id(
-    store: Store, resource_type: str, filter: Filter, *, after: str = "", of_patients: bool = False
+    store: Store,
+    resource_type: str,
+    filter: Filter,
+    *,
+    after: str = "",
+    of_patients: bool = False,
+    entries: tuple[str, ...] = (),
 ) -> AsyncIterator[Stored]:
-    """`after`: only ids above it. `of_patients`: only what is in some patient's compartment."""
+    """`after`: only ids above it. `of_patients`: only what is in some patient's compartment. `entries`: to come along."""
     if filter == NEVER:
         return
     more: list[Filter] = [{ID: {"$gt": after}}] if after else []
     if of_patients:
         more.append({PATIENTS: {"$exists": True}})
-    find = Find(resource_type, both([filter, *more]), ((ID, 1),), hint="_id_")
+    find = Find(resource_type, both([filter, *more]), ((ID, 1),), entries=entries, hint="_id_")
     last = ""
     async for stored in store.stream(find):
         if stored.id != last:  # a replaced document may be met again under the same id

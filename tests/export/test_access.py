@@ -181,6 +181,28 @@ async def test_only_the_patients_asked_for(world: Secured) -> None:
     assert answers[0].text.replace("p3", "xx") == answers[1].text, "who objects looks like who never was"
 
 
+async def test_a_provenance_follows_its_target(world: Secured) -> None:
+    """It names no patient; whoever sees everybody gets it with the record it is about."""
+    master = await Asker("system/*.cruds", client="master").headers(world)
+    for id, target in (("mine", "Observation/o20"), ("both", "Observation/o14"), ("nobodys", "Organization/north")):
+        one = {"resourceType": "Provenance", "id": id, "target": [{"reference": target}], "recorded": "2026-01-01T00:00:00Z",
+               "agent": [{"who": {"reference": "Practitioner/d1"}}]}  # fmt: skip
+        assert (await world.http.put(f"Provenance/{id}", json=one, headers=master)).status_code == 201
+    asked: dict[str, tuple[Asker, str, Resource | None]] = {
+        "mine both": (Asker("system/*.rs", client="master"), "Patient/$export", None),
+        "both mine": (Asker("system/*.rs", client="master"), "Group/g/$export", None),
+        "mine": (Asker("system/*.rs", client="master"), "Patient/$export", parameters(patient="Patient/p2")),
+        "both mine nobodys": (Asker("system/*.rs", client="master"), "$export", None),
+        "": (Asker("user/*.rs", "nurse"), "Patient/$export", None),
+    }
+    for expected, (asker, url, body) in asked.items():
+        _, resources = await export(world.http, url, await asker.headers(world), body)
+        found = [one["id"] for one in resources if one["resourceType"] == "Provenance"]
+        assert sorted(found) == sorted(expected.split()), (asker, url)
+    for id in ("mine", "both", "nobodys"):
+        await world.http.delete(f"Provenance/{id}", headers=master)
+
+
 REFUSED = [
     (Asker("system/Patient.rs"), "$export?_type=Patient,Observation", 403),
     (Asker("system/Observation.r system/Patient.rs"), "$export?_type=Observation", 403),

@@ -27,6 +27,7 @@ class Who(msgspec.Struct, frozen=True):
     clearance: str
     everything: bool
     token_id: str
+    issuer: str
 
     @classmethod
     def of(cls, principal: Principal) -> Who:
@@ -42,6 +43,7 @@ class Who(msgspec.Struct, frozen=True):
             principal.clearance,
             principal.everything,
             principal.token_id,
+            principal.issuer,
         )
 
     def principal(self) -> Principal:
@@ -57,6 +59,7 @@ class Who(msgspec.Struct, frozen=True):
             clearance=self.clearance,
             everything=self.everything,
             token_id=self.token_id,
+            issuer=self.issuer,
         )
 
 
@@ -96,7 +99,7 @@ class Request(msgspec.Struct, frozen=True):
 
 def owner_of(principal: Principal) -> str:
     """Only this client, for this user, is told of the job."""
-    return "\n".join((principal.client_id, principal.subject, principal.fhir_user or ""))
+    return "\n".join((principal.issuer, principal.client_id, principal.subject, principal.fhir_user or ""))
 
 
 def about(url: str, moment: int, principal: Principal) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.search import parsed
 from fhir_server.model.definitions import compartment
+from fhir_server.operations.bulk import provenance
 from fhir_server.operations.bulk.request import Request
 from fhir_server.search import stream
 from fhir_server.search.execute import resolved
@@ -45,6 +46,10 @@ async def select(server: Server, context: Context, request: Request, resource_ty
     terminology = StoredTerminology(server.store)
     found = await resolved(server.store, server.registry, query, restrict, terminology=terminology)
     patients = _patients(request, restrict(resource_type))
+    if resource_type == "Provenance" and request.level != "system" and not _limited(restrict(resource_type)):
+        every = stream.by_id(server.store, resource_type, found, after=after, entries=(provenance.TARGET,))
+        asked = None if request.patients is None else frozenset(request.patients)
+        return Selection(provenance.of_patients(server.store, every, asked, only=request.only), goes_on=True)
     if patients is None:
         of_patients = request.level != "system"
         return Selection(
@@ -70,10 +75,15 @@ async def _query(server: Server, context: Context, request: Request, resource_ty
 def _patients(request: Request, restriction: Restriction) -> Sequence[str] | None:
     """Whose records are read; None: a type is read through."""
     asked = None if request.patients is None else frozenset(request.patients)
-    if any(alternative.patients is None for alternative in restriction.alternatives):
+    if not _limited(restriction):
         return None if asked is None else sorted(asked)
     allowed = frozenset().union(*(alternative.patients or () for alternative in restriction.alternatives))
     return sorted(allowed if asked is None else allowed & asked)
+
+
+def _limited(restriction: Restriction) -> bool:
+    """To some patients."""
+    return all(alternative.patients is not None for alternative in restriction.alternatives)
 
 
 async def _of_nobody_else(matches: AsyncIterator[Stored], patients: frozenset[str]) -> AsyncIterator[Stored]:
