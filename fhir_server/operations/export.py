@@ -30,6 +30,7 @@ FORMATS = frozenset({"application/fhir+ndjson", "application/ndjson", "ndjson"})
 KNOWN = frozenset({"_outputFormat", "_since", "_type", "_typeFilter", "_elements", "patient"})
 ONCE = frozenset({"_outputFormat", "_since"})
 MOST_KEPT = 20  # finished exports of one client whose files are kept
+MOST_FILTERS = 100
 BUSY_SECONDS = 30
 _NEXT_FILTER = re.compile(r",(?=[A-Z][A-Za-z]*\?)")  # a comma within a query separates values
 _ELEMENT = re.compile(r"(?:([A-Z][A-Za-z]*)\.)?([a-z][A-Za-z]*)")
@@ -127,7 +128,7 @@ class _Kickoff:
     def _since(self) -> int:
         for value in self._values("_since"):
             try:
-                return interval(value)[0]
+                return max(interval(value)[0], 0)
             except DateError as error:
                 raise BadRequest(f"Parameter '_since': {error}") from None
         return -1
@@ -165,7 +166,10 @@ class _Kickoff:
 
     async def _filters(self, types: Sequence[str]) -> dict[str, list[Pairs]]:
         found: dict[str, list[Pairs]] = {}
-        for text in [part for value in self._values("_typeFilter") for part in _NEXT_FILTER.split(value)]:
+        texts = [part for value in self._values("_typeFilter") for part in _NEXT_FILTER.split(value)]
+        if len(texts) > MOST_FILTERS:
+            raise BadRequest(f"Parameter '_typeFilter': {MOST_FILTERS} searches at most, not {len(texts)}")
+        for text in texts:
             name, mark, query = text.strip().partition("?")
             if not mark or not query:
                 raise BadRequest(f"Parameter '_typeFilter': {text[:100]!r} is no search like Observation?status=final")

@@ -135,6 +135,8 @@ class Exporter:
 
     async def _finish(self, job: Job, *, error: str = "") -> None:
         expires = self._until(self._server.settings.export_hours * 3600)
+        if error:
+            await self.exports.keep_only(job.id, [])
         await self.exports.finish(job.id, self._holder, expires, error=error)
 
 
