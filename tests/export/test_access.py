@@ -240,6 +240,7 @@ async def test_no_glass_is_broken_for_an_export(world: Secured) -> None:
         (Asker("system/*.rs"), Asker("system/*.cruds", client="master")),
         (Asker("user/*.rs", "doctor"), Asker("user/*.cruds", "nurse")),
         (Asker("user/*.rs", "doctor"), Asker("user/*.cruds", "admin")),
+        (Asker("patient/*.rs", "doctor", patient="p1"), Asker("patient/*.rs", "doctor", patient="p2")),
     ],
     ids=str,
 )

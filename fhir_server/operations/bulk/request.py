@@ -98,8 +98,12 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def owner_of(principal: Principal) -> str:
-    """Only this client, for this user, is told of the job."""
-    return "\n".join((principal.issuer, principal.client_id, principal.subject, principal.fhir_user or ""))
+    """Only this client, for this user (and, with patient/ scopes, launched for this patient), is told of the job."""
+    launched = any(scope.context == "patient" for scope in principal.scopes)
+    patient = principal.patient if launched else None
+    return "\n".join(
+        (principal.issuer, principal.client_id, principal.subject, principal.fhir_user or "", patient or "")
+    )
 
 
 def about(url: str, moment: int, principal: Principal) -> dict[str, Any]:
