@@ -28,6 +28,7 @@ from fhir_server.http.smart.discovery import security
 from fhir_server.interactions.context import Server
 from fhir_server.interactions.search import Records, open_search
 from fhir_server.operations import OPERATIONS
+from fhir_server.operations.bulk import engage_exports
 from fhir_server.search.registry import Registry
 from fhir_server.settings import Settings
 from fhir_server.store.audit import AuditLog
@@ -107,6 +108,7 @@ class Application:
             authenticate = Bearer(authority)
         worker = await engage(server, act=self.settings.automation)
         self._collectors.register(worker.metrics)
+        await engage_exports(server)
         self._fhir = self._wrapped(FhirApplication(server, authenticate))
         try:
             yield

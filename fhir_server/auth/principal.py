@@ -35,6 +35,7 @@ class Principal:
     purpose: str = ""  # break-glass: the stated reason; every access under it is audited as an emergency
     everything: bool = False  # --open and the automation: no scope is asked for
     token_id: str = ""
+    issuer: str = ""  # of a token that is not of this server
     expires: int = 0  # seconds since 1970; 0: never
     # What the policy has already worked out for this value: a token's requests are much alike.
     known: dict[tuple[str, str], Any] = field(init=False, repr=False, compare=False, default_factory=dict)
