@@ -29,6 +29,7 @@ from fhir_server.http.smart.discovery import security
 from fhir_server.interactions.context import Server
 from fhir_server.interactions.search import Records, open_search
 from fhir_server.operations import OPERATIONS
+from fhir_server.operations.bulk import engage_exports
 from fhir_server.search.registry import Registry
 from fhir_server.settings import Settings
 from fhir_server.store.audit import AuditLog
@@ -118,6 +119,7 @@ class Application:
         server.rooms["deliveries"] = deliveries
         deliveries.start()
         server.closing.append(deliveries.close)
+        await engage_exports(server)
         self._fhir = self._wrapped(FhirApplication(server, authenticate))
         try:
             yield

@@ -73,6 +73,7 @@ class ExternalIssuer:
             patient=patient,
             fhir_user=fhir_user if kind in KINDS else None,
             token_id=str(claims.get("jti", "")),
+            issuer=self.issuer,
             expires=int(claims["exp"]),
         )
         if base.fhir_user is None and patient is None and "administrator" not in roles:

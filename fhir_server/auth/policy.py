@@ -87,6 +87,9 @@ NEED_A_TOKEN = frozenset(
     }
 )
 
+# Who may take many records away at once, besides services; each type is asked for as well, and narrowed as a search is.
+EXPORTERS = frozenset({"administrator", "practitioner"})
+
 # Nobody's record: actors of the health system and definitions. Without patient content by their own definition in R4.
 # fmt: off
 SHARED = frozenset({
@@ -120,6 +123,10 @@ class Policy:
             raise refused
         if interaction in NEED_A_TOKEN:
             return
+        if interaction == "operation:$export":
+            _check_exporter(principal)
+            if resource_type is None:
+                return  # of the types that it may
         asked = (interaction, resource_type or "")
         if asked in principal.known:
             return
@@ -238,6 +245,14 @@ class Policy:
                     found.append(Alternative(patients, scope.parameters, resource_type, excluded))
         wide = [one for one in found if one.patients is None and not one.parameters]
         return wide[:1] or list(dict.fromkeys(found))
+
+
+def _check_exporter(principal: Principal) -> None:
+    if principal.purpose:
+        raise Forbidden("The glass is broken for somebody in an emergency, not for an export")
+    service = any(scope.context == "system" for scope in principal.scopes)
+    if not service and principal.roles.isdisjoint(EXPORTERS):
+        raise Forbidden("Exports are for services (system/ scopes), practitioners and administrators")
 
 
 def _is_understood(scope: Scope, resource_type: str) -> bool:

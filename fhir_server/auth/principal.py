@@ -36,6 +36,7 @@ class Principal:
     everything: bool = False  # --open and the automation: no scope is asked for
     token_id: str = ""
     grant_id: str = ""  # of the user's consent that the token comes from
+    issuer: str = ""  # of a token that is not of this server
     expires: int = 0  # seconds since 1970; 0: never
     # What the policy has already worked out for this value: a token's requests are much alike.
     known: dict[tuple[str, str], Any] = field(init=False, repr=False, compare=False, default_factory=dict)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from fhir_server.auth.audit import Audit
 from fhir_server.auth.policy import Principal
 from fhir_server.errors import BadRequest, FhirError, NotFound, TooLarge, TooSlow, UnsupportedMediaType
-from fhir_server.http import failures, wire
+from fhir_server.http import failures, streaming, wire
 from fhir_server.http.audited import accesses
 from fhir_server.http.middleware import Receive, Scope, Send
 from fhir_server.http.routes import dispatch, known_shape
@@ -22,7 +22,6 @@ from fhir_server.interactions.patch_document import JSON_PATCH
 
 Authenticate = Callable[[Scope], Awaitable[Principal]]
 
-PLAIN = wire.Wish()
 NO_CALL = Call("", ("metadata",))  # a request that was not understood names nothing to be audited
 BODY_SECONDS = 60.0  # without a byte of a body that is not complete
 FORM = "application/x-www-form-urlencoded"
@@ -61,14 +60,14 @@ class FhirApplication:
         method: str = scope["method"]
         request_id = scope.get("request_id", "")
         base = self._public or self._base(scope, headers)
-        wanted = PLAIN
+        wanted = wire.PLAIN
         call = NO_CALL
         principal = Principal.nobody()
         try:
             query = parse_query(scope["query_string"].decode("ascii", "strict")) if scope["query_string"] else []
             call = Call(method, self._path(scope), query, headers)
             scope["route_shape"] = known_shape(call.path)
-            wanted = wire.wish(headers, query)
+            wanted = wire.wish(headers, query) if not streaming.is_file(call) else wire.PLAIN
             if method in ("POST", "PUT", "PATCH"):
                 await self._read_body(call, receive)
                 if call.query is not query:
@@ -87,12 +86,15 @@ class FhirApplication:
             status, fields, body = wire.render(answer, wanted, base, method)
         except Exception as error:
             answer = failures.answer(error, request_id)
-            status, fields, body = wire.render(answer, PLAIN, base, method)
+            status, fields, body = wire.render(answer, wire.PLAIN, base, method)
         if self._audit is not None:
             try:
                 self._audit.record(*accesses(scope, call, answer, principal, request_id))
             except FhirError as error:
-                status, fields, body = wire.render(failures.answer(error, request_id), PLAIN, base, method)
+                status, fields, body = wire.render(failures.answer(error, request_id), wire.PLAIN, base, method)
+        if answer.packed is not None and status == 200:
+            await streaming.send_packed(answer.packed, fields, headers.get("accept-encoding", ""), method, send)
+            return
         if status not in (204, 304):
             fields.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": fields})

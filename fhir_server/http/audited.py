@@ -73,10 +73,17 @@ def _access(call: Call, answer: Answer, principal: Principal, address: str, requ
         id,
         stored.version if stored is not None else 0,
         stored.patients if stored is not None else (),
-        f"{'/'.join(call.path)}?{urlencode(call.query)}" if call.query else "",
+        _asked(call),
         principal.purpose,
         principal.token_id,
     )
+
+
+def _asked(call: Call) -> str:
+    """The query; of an export's status and files, which of them."""
+    if call.query:
+        return f"{'/'.join(call.path)}?{urlencode(call.query)}"
+    return "/".join(call.path) if len(call.path) > 1 and call.path[0][:1] == "$" else ""
 
 
 def _interaction(call: Call) -> str:

@@ -215,7 +215,8 @@ async def do_operation(server: Server, context: Context, call: Call) -> Answer:
         )
     if call.method not in ("GET", "POST") or (call.method == "GET" and operation.affects_state):
         raise MethodNotAllowed(f"{name} changes what is stored; it has to be called by POST")
-    server.policy.may(context.principal, f"operation:{name}", before[0] if before else None)
+    asked = before[0] if before and not operation.asks else None
+    server.policy.may(context.principal, f"operation:{name}", asked)
     if call.resource is not None and call.resource.get("resourceType") == "Parameters":
         _check_parts(call.resource, "parameter", "Parameters")
     return await operation.function(server, context, call)

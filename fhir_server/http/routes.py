@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from fhir_server.errors import MethodNotAllowed, NotFound
+from fhir_server.errors import MethodNotAllowed, NotFound, NotSupported
 from fhir_server.http import endpoints as do
 from fhir_server.http import failures
 from fhir_server.http.wire import preferences
@@ -17,6 +17,7 @@ from fhir_server.interactions import bundle
 from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
 from fhir_server.model.resource import dump
+from fhir_server.operations.bulk import answers
 
 Endpoint = Callable[[Server, Context, Call], Awaitable[Answer]]
 
@@ -41,6 +42,8 @@ def _response_entry(answer: Answer, base: str, returning: str, bare: bool) -> by
     """`bare`: of a HEAD, whose answer is without the resource."""
     resource = b""
     shown = None
+    if answer.packed is not None:
+        answer = failures.answer(NotSupported("A file of an export is no entry of a bundle"), "")
     if answer.status >= 400 or (answer.wrote and returning == "OperationOutcome"):
         shown = failures.outcome(answer.issues)
     elif bare or answer.status in (204, 304):
@@ -91,6 +94,10 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "{}/{}/$", do.do_operation),
     ("GET", "{}/{}/_history/{}/$", do.do_operation),
     ("POST", "{}/{}/_history/{}/$", do.do_operation),
+    # bulk exports under way, and their files
+    ("GET", "$/{}", answers.status),
+    ("DELETE", "$/{}", answers.cancel),
+    ("GET", "$/{}/{}", answers.file),
 )
 
 _FIXED = frozenset({"_history", "_search", "metadata", "*"})

@@ -41,6 +41,9 @@ class Wish:
     gzip: bool = False
 
 
+PLAIN = Wish()
+
+
 @lru_cache(maxsize=512)
 def media_type(accept: str, formatted: str) -> str:
     """`json` or `xml`; `_format` wins over Accept. Raises NotAcceptable (406)."""
@@ -181,10 +184,15 @@ def render(answer: Answer, wanted: Wish, base: str, method: str) -> tuple[int, l
         headers.append((b"content-location", headers[-1][1]))
     for name, value in answer.headers.items():
         headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
-    body = b"" if status in (204, 304) else _body(answer, wanted)
+    if answer.packed is not None:
+        headers.append((b"content-type", answer.media_type.encode()))
+        return status, headers, b""
+    body = b"" if status in (204, 304) or answer.empty else _body(answer, wanted)
     if not body:
         return status, headers, b""
-    if wanted.xml:
+    if answer.media_type:
+        headers.append((b"content-type", answer.media_type.encode()))
+    elif wanted.xml:
         body = to_xml(load(body))
         if wanted.pretty:
             body = indented(body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -38,9 +38,18 @@ class Call:
         return next((value for key, value in self.query if key == name), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A body that is too large for memory: the parts of one gzip stream. `size` is what it unpacks to, in bytes."""
+
+    parts: AsyncIterator[bytes]
+    size: int
+    packed_size: int
+
+
 @dataclass(slots=True)
 class Answer:
-    """Either a stored version, or bytes of FHIR JSON, or only a status and issues."""
+    """Either a stored version, or bytes of FHIR JSON, or a packed body, or only a status and issues."""
 
     status: int = 200
     stored: Stored | None = None
@@ -48,6 +57,9 @@ class Answer:
     issues: Sequence[Issue] = ()
     location: str = ""  # relative to the base: "Patient/1/_history/2"
     headers: dict[str, str] = field(default_factory=dict)
+    media_type: str = ""  # of a body that is not FHIR JSON or XML, and is sent as it is
+    packed: Packed | None = None
+    empty: bool = False  # there is nothing to say beyond status and headers
     wrote: bool = False  # Prefer: return=… applies
     parts: Sequence[Answer] = ()  # of a bundle, entry by entry; for the audit
 

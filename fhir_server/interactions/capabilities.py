@@ -32,6 +32,7 @@ NORMATIVE = frozenset(
     {"Binary", "Bundle", "CapabilityStatement", "CodeSystem", "Observation", "OperationDefinition", "OperationOutcome"}
     | {"Parameters", "Patient", "StructureDefinition", "ValueSet"}
 )
+BULK_DATA = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"
 # Differs from the spec, said here and in the statement.
 NOTES = (
     "Search parameters that are not known are refused with 400 unless Prefer: handling=lenient is sent.",
@@ -75,6 +76,7 @@ def _head(server: Server, context: Context) -> dict[str, Any]:
         "status": "active",
         "date": dates.instant(server.now())[:10],
         "kind": "instance",
+        "instantiates": [BULK_DATA],
         "software": {"name": "fhir-server", "version": __version__},
         "implementation": {"description": "FHIR R4 on MongoDB, with automation", "url": context.base},
         "fhirVersion": "4.0.1",
@@ -132,7 +134,7 @@ def _operations(server: Server, resource_type: str | None) -> list[dict[str, str
 
 def _terminology(server: Server, context: Context) -> Resource:
     head = _head(server, context)
-    for name in ("software", "implementation", "fhirVersion", "format", "patchFormat"):
+    for name in ("instantiates", "software", "implementation", "fhirVersion", "format", "patchFormat"):
         head.pop(name)
     return {
         "resourceType": "TerminologyCapabilities",

@@ -56,7 +56,7 @@ async def search(server: Server, context: Context, resource_type: str | None, pa
     """A searchset Bundle."""
     if resource_type is not None:
         check_type(resource_type)
-    query = await _parse(server, context, resource_type, pairs)
+    query = await parsed(server, context, resource_type, pairs)
     await _catch_up(server, context, resource_type, pairs)
     return await _bundle(server, context, query, resource_type or "")
 
@@ -67,7 +67,7 @@ async def compartment(server: Server, context: Context, name: str, id: str, reso
         check_type(name)
         raise BadRequest(f"There is no {name} compartment; there are those of {', '.join(sorted(COMPARTMENTS))}")
     wanted = None if resource_type == "*" else check_type(resource_type)
-    query = await _parse(server, context, wanted, pairs, (name, check_id(id)))
+    query = await parsed(server, context, wanted, pairs, (name, check_id(id)))
     await _catch_up(server, context, wanted, pairs)
     return await _bundle(server, context, query, f"{name}/{id}/{resource_type}")
 
@@ -128,10 +128,12 @@ def _criteria(server: Server, context: Context, resource_type: str, criteria: Pa
     return query
 
 
-async def _parse(
+async def parsed(
     server: Server, context: Context, resource_type: str | None, pairs: Pairs, within: tuple[str, str] | None = None
 ) -> Query:
-    def parsed() -> Query:
+    """A search as it was asked, not yet narrowed. Raises BadRequest."""
+
+    def attempt() -> Query:
         return parse(
             resource_type,
             pairs,
@@ -144,12 +146,12 @@ async def _parse(
         )
 
     try:
-        return parsed()
+        return attempt()
     except BadRequest:
         # Another process may have been given, or have indexed, the parameter a moment ago.
         if not await server.rooms["search-parameters"].look():
             raise
-        return parsed()
+        return attempt()
 
 
 async def _bundle(server: Server, context: Context, query: Query, path: str) -> bytes:

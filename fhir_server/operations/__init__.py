@@ -11,7 +11,19 @@ from dataclasses import dataclass
 
 from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
-from fhir_server.operations import assess_risk, everything, explain, hooks, lastn, meta, plans, reindex, stats, validate
+from fhir_server.operations import (
+    assess_risk,
+    everything,
+    explain,
+    export,
+    hooks,
+    lastn,
+    meta,
+    plans,
+    reindex,
+    stats,
+    validate,
+)
 
 Function = Callable[[Server, Context, Call], Awaitable[Answer]]
 
@@ -29,9 +41,11 @@ class Operation:
     instance: bool = False
     version: bool = False
     affects_state: bool = False
+    asks: bool = False  # asks the policy itself for each type it is about to show
 
 
 _FHIR = "http://hl7.org/fhir/OperationDefinition/"
+_BULK = "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/"
 _OURS = "https://fhir-server.org/fhir/OperationDefinition/"
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -41,6 +55,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("meta-delete", meta.meta_delete, _FHIR + "Resource-meta-delete", instance=True, affects_state=True),
     Operation("lastn", lastn.lastn, _FHIR + "Observation-lastn", ("Observation",), type=True),
     Operation("stats", stats.stats, _FHIR + "Observation-stats", ("Observation",), type=True),
+    Operation("export", export.export, _BULK + "export", system=True, asks=True),
+    Operation("export", export.export, _BULK + "patient-export", ("Patient",), type=True, asks=True),
+    Operation("export", export.export, _BULK + "group-export", ("Group",), instance=True, asks=True),
     Operation("everything", everything.everything, _FHIR + "Patient-everything", ("Patient",), instance=True),
     Operation(
         "reindex",

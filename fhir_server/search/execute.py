@@ -15,7 +15,7 @@ from typing import Any
 from fhir_server.errors import BadRequest, Issue
 from fhir_server.search import slow
 from fhir_server.search.cursor import Cursor
-from fhir_server.search.filters import Deferred, both
+from fhir_server.search.filters import Deferred, Filter, both
 from fhir_server.search.includes import Includes
 from fhir_server.search.operands import Members
 from fhir_server.search.order import Position, merged
@@ -87,6 +87,19 @@ async def every(
         text = f"There are more than {most} matches; narrow the search"
         raise BadRequest(text, issues=[Issue("error", "too-costly", text)])
     return found
+
+
+async def resolved(
+    store: Store,
+    registry: Registry,
+    query: Query,
+    restrict: Restrict,
+    *,
+    terminology: Terminology | None = None,
+) -> Filter:
+    """The filter that finds the matches of a query of one type: its chains and value sets are looked up already."""
+    plan = compile(query, registry, restrict)
+    return await _Execution(store, registry, plan, restrict, b"", terminology).resolved()
 
 
 class _Execution:
@@ -175,11 +188,14 @@ class _Execution:
         return Page(matches, included, following, total, issues, contained, explanation)
 
     async def every(self, entries: tuple[str, ...], most: int) -> list[Stored]:
+        source = replace(self.plan.sources[0], filter=await self.resolved())
+        return await self._from(source, None, most + 1, entries=entries)
+
+    async def resolved(self) -> Filter:
         for step in self.plan.steps:
             self.results.append(await self._step(step))
-        source = self.plan.sources[0]
-        source = replace(source, filter=_filled(source.filter, self.results))
-        return await self._from(source, None, most + 1, entries=entries)
+        found: Filter = _filled(self.plan.sources[0].filter, self.results)
+        return found
 
     # Earlier finds
 

@@ -24,11 +24,12 @@ from fhir_server.store.history import History
 from fhir_server.store.indexes import Collections, own_record
 from fhir_server.store.lane import Lane, Waiting
 from fhir_server.store.protocol import Event, Extra, Find, HistoryPage, Index, Key, Put, Stored
-from fhir_server.store.refusals import answering
+from fhir_server.store.refusals import answering, in_words
 
 Document = dict[str, Any]
 DURABLE = WriteConcern(w="majority", j=True)
 WITHOUT_ENTRIES = {d.ENTRIES: 0}
+BATCH = 500  # of a stream; large ones come fewer at a time, because a reply ends at 16 MB
 
 
 class MongoStore:
@@ -190,6 +191,23 @@ class MongoStore:
             session=find.snapshot,
         )
         return [d.stored(find.resource_type, document) for document in await cursor.to_list()]
+
+    async def stream(self, find: Find) -> AsyncIterator[Stored]:
+        cursor = self._collection(find).find(
+            find.filter,
+            _projection(find),
+            sort=list(find.sort) or None,
+            limit=find.limit,
+            batch_size=BATCH,
+            hint=find.hint or own_record(find.filter),
+            session=find.snapshot,
+        )
+        try:
+            async with cursor:
+                async for document in cursor:
+                    yield d.stored(find.resource_type, document)
+        except PyMongoError as error:
+            raise in_words(error) from error
 
     async def _find_computed(self, find: Find) -> list[Stored]:
         cursor = await self._collection(find).aggregate(

@@ -156,6 +156,9 @@ class Store(Protocol):
 
     async def find(self, find: Find) -> list[Stored]: ...
 
+    def stream(self, find: Find) -> AsyncIterator[Stored]:
+        """The same (without `computed`), one after the other: never more of them in memory than a reply holds, 16 MB."""
+
     async def count(self, resource_type: str, filter: Mapping[str, Any], limit: int = 0) -> int: ...
 
     async def distinct(

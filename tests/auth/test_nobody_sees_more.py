@@ -22,6 +22,7 @@ import pytest
 
 from fhir_server.auth.audit import chain_key, verify
 from fhir_server.model.resource import load
+from fhir_server.operations.bulk import job
 from fhir_server.search.index import index
 from fhir_server.search.match import Candidate, World, matches
 from fhir_server.search.parse import parse
@@ -41,6 +42,8 @@ from tests.auth.world import (
     patients_of,
     proxied,
 )  # fmt: skip
+from tests.export.asking import ASYNC, finished, keys
+from tests.export.asking import read as read_files
 
 pytestmark = pytest.mark.anyio
 
@@ -499,6 +502,45 @@ class Case:
         else:
             assert {key for key in keys if not key.startswith("AuditEvent/")} == mine, (url, self.token)
 
+    async def export(self) -> None:
+        """Every line of every file, and the manifest: what is visible and may be both read and searched, all of it."""
+        url = self.chance.choice(["$export", "$export", "Patient/$export"])
+        http, headers = self.records.secured.http, {**self.headers, **ASYNC}
+        answer = await http.get(url, headers=headers)
+        self.check(answer, "s", url)
+        if answer.status_code != 202:
+            assert answer.status_code == 403, (answer.text, self.token)
+            return
+        location = answer.headers["content-location"]
+        manifest = await finished(http, location, self.headers)
+        if not self.token.audits:
+            assert "AuditEvent" not in json.dumps(manifest), self.token
+        manifest["output"] = [item for item in manifest["output"] if item["type"] != "AuditEvent"]
+        resources = await read_files(http, manifest, self.headers)
+        await http.delete(location, headers=self.headers)
+        expected = [
+            version.key
+            for version in self.records.current()
+            if not version.deleted and self.token.sees(version, "s") and self.readable(version.resource_type)
+            if url == "$export" or self.of_somebody(version)
+        ]
+        assert keys(resources) == sorted(expected), (url, self.token)
+        self.said["exported" if resources else "exported nothing"] += 1
+
+    def of_somebody(self, version: Version) -> bool:
+        """In a compartment; or a Provenance of what is in one."""
+        if version.patients or version.resource_type != "Provenance":
+            return bool(version.patients)
+        targets = {target["reference"] for target in version.resource["target"]}
+        return any(one.key in targets and one.patients for one in self.records.current())
+
+    def readable(self, kind: str) -> bool:
+        """Some scope says `r` for it, by a way that leads somewhere."""
+        for context, of, letters, _ in self.token.scopes:
+            if of in ("*", kind) and "r" in letters and (context != "patient" or self.token.patient):
+                return True
+        return False
+
     async def compartment(self) -> None:
         patient = self.chance.choice(self.records.maker.patients)
         kind = self.chance.choice(["Observation", "Condition", "Encounter", "Provenance", "List"])
@@ -671,12 +713,15 @@ KINDS = (
     ("read", 3), ("vread", 2), ("history", 2), ("history_of_many", 1), ("search_somehow", 10), ("search_everything", 1),
     ("compartment", 2), ("post_search", 1), ("write_to_the_invisible", 3), ("conditional", 2), ("bundle", 2),
     ("reference_by_criteria", 1), ("operation", 2), ("into_anothers_record", 1),
-    ("audit", 4), ("broken_glass", 1),
+    ("audit", 4), ("broken_glass", 1), ("export", 4),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("number", range(WORLDS))
-async def test_no_answer_says_what_is_not_ones_own(world: Secured, number: int) -> None:
+async def test_no_answer_says_what_is_not_ones_own(
+    world: Secured, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "SETTLE", 0.0)
     chance = random.Random(SEED + number)
     said: Counter[str] = Counter()
     records = await make_world(world, chance)
@@ -710,6 +755,7 @@ async def test_no_answer_says_what_is_not_ones_own(world: Secured, number: int) 
         assert (
             min(said[kind] for kind in ("200", "403", "404", "found", "found nothing", "read", "like never there")) > 5
         ), said
+        assert said["exported"], said
 
 
 async def snapshot(records: Records) -> dict[str, tuple[int, bytes]]:

@@ -13,6 +13,7 @@ import yaml
 
 from fhir_server.auth.consents import verdict
 from fhir_server.auth.issuer import ExternalIssuer, Mapped
+from fhir_server.auth.principal import Principal
 from fhir_server.auth.reach import Reach
 from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.auth.scopes import Scope
@@ -202,6 +203,8 @@ async def test_who_subscribes_is_judged_at_delivery(secured: Secured, put: Put, 
     service = await secured.token("system/Observation.rs", client="service")
     kept = tokens.standing(await tokens.principal(service["Authorization"].removeprefix("Bearer ")))
     assert (await tokens.still(kept)).patients is None
+    foreign = Principal(subject="watcher", client_id="service", issuer="https://login.example.org")
+    assert await tokens.as_now(foreign) is foreign, "another issuer's is not taken for one of ours of the same name"
 
 
 async def test_labels_hide_and_clearance_shows(secured: Secured, put: Put, records: None) -> None:

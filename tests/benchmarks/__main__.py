@@ -20,9 +20,10 @@ import httpx
 
 from fhir_server.cli import population
 from fhir_server.model.resource import dump, load
+from fhir_server.operations.bulk.job import SETTLE
 from fhir_server.search.index import index
 from fhir_server.search.registry import standard
-from tests.benchmarks import authorized, check_up, hooks
+from tests.benchmarks import authorized, check_up, exporting, hooks
 from tests.benchmarks.load import measure
 from tests.cli.conftest import Process, call
 
@@ -238,6 +239,22 @@ def growth(bench: Bench) -> Iterator[Line]:
     )
 
 
+def bulk(bench: Bench) -> Iterator[Line]:
+    """$export of everything, which ought to cost time and no memory."""
+    exporting.prepare(bench.folder / "export", 100_000)
+    with bench.server(name="export") as server:
+        found = exporting.export(server)
+    working = found.seconds - SETTLE
+    yield Line(
+        f"$export of {found.resources:,} Observations, {found.megabytes:.0f} MB, 1 worker",
+        f"{found.resources / working:,.0f}/s, {found.megabytes / working:.0f} MB/s; "
+        f"download {found.megabytes / found.download_seconds:.0f} MB/s; worst read meanwhile {found.read_ms:.0f} ms",
+    )
+    yield Line(
+        "    memory of the server at its peak", f"+{found.grown_mb:.0f} MB", "at most +100 MB", found.grown_mb <= 100
+    )
+
+
 def hooked(bench: Bench) -> Iterator[Line]:
     """The hooks: what a reading costs under a steady load, a burst, a backlog, and in commands of the database."""
     for name, seed in (("the first four rules", True), ("the whole content", False)):
@@ -316,6 +333,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Line]]] = {
     "load": loading,
     "content": content,
     "hooks": hooked,
+    "export": bulk,
     "growth": growth,
 }
 ON_REQUEST = frozenset({"growth"})
