@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from fhir_server.auth.addresses import refused
 from fhir_server.auth.tokens import Tokens
-from fhir_server.errors import FhirError, Issue, Unprocessable
+from fhir_server.errors import FhirError, Forbidden, Issue, Unprocessable
 from fhir_server.interactions.call import split_url
 from fhir_server.interactions.context import Context, Server
 from fhir_server.model.dates import interval
@@ -211,6 +211,10 @@ class Subscribed:
         Raises Forbidden: who may not search for it must not be told of it either.
         """
         principal = context.principal
+        if principal.issuer:
+            raise Forbidden(
+                "A Subscription needs a token of this server: what another issuer's may see cannot be asked later"
+            )
         self._server.policy.may(principal, "search", criteria(resource["criteria"], self._server.registry).types[0])
         headers = resource["channel"].get("header", [])
         owner = None if principal.everything else Tokens.standing(principal)

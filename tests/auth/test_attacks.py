@@ -20,8 +20,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from fhir_server.auth.limits import FAILED_LOGINS, RateLimit
 from fhir_server.auth.addresses import Unreachable, is_public
+from fhir_server.auth.limits import FAILED_LOGINS, RateLimit
 from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.errors import TooManyRequests
 from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site, assertion, jwk_of, redeem, refresh, serving, who
