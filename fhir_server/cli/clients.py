@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from fhir_server.auth.authority import Authority
@@ -57,7 +58,7 @@ async def _add(authority: Authority, args: argparse.Namespace) -> int:
             check_redirect_uri(uri)
     except OAuthError as error:
         raise BadRequest(error.description) from None
-    id = args.id or new_secret(9)
+    id = args.id or token_hex(9)  # not url-safe base64: an id that begins with "-" would read as an option
     if await authority.credentials.client(id) is not None:
         raise BadRequest(f"A client {id!r} is registered; remove it first")
     secret = new_secret() if kind == "confidential-symmetric" else ""
