@@ -116,7 +116,6 @@ class Application:
             authority.tokens if authority is not None else None,
             audit.record if audit is not None else None,
         )
-        server.rooms["deliveries"] = deliveries
         deliveries.start()
         server.closing.append(deliveries.close)
         await engage_exports(server)

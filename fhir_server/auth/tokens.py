@@ -257,11 +257,11 @@ class Tokens:
         return await self.from_claims(claims)
 
     async def as_now(self, then: Principal) -> Principal:
-        """What somebody in whose name work goes on may do by now. Raises Unauthorized when user or client have gone.
+        """What somebody in whose name work goes on may do by now, as `still` says it. Raises Unauthorized.
 
         Who came with a token of another issuer is known by that token alone, and stays as it was.
         """
-        return then if then.issuer else await self.from_claims(self.standing(then))
+        return then if then.issuer else await self.still(self.standing(then))
 
     async def for_user(self, base: Principal, user: User) -> Principal:
         scopes = tuple(scope for scope in base.scopes if scope.context != "system")

@@ -9,12 +9,14 @@ is about is asked anew each time: what it may not see is dropped, without a numb
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -23,7 +25,7 @@ from fhir_server.auth.addresses import Target, Unreachable, target
 from fhir_server.auth.audit_event import Access
 from fhir_server.auth.principal import Principal
 from fhir_server.auth.tokens import Tokens
-from fhir_server.automation.subscriptions import STALE, TYPE, Subscribed, Subscription
+from fhir_server.automation.subscriptions import IN_FORCE, STALE, TYPE, Subscribed, Subscription
 from fhir_server.automation.vocabulary import DEVICE
 from fhir_server.errors import FhirError, Forbidden, Unauthorized
 from fhir_server.interactions.context import Context, Server
@@ -37,10 +39,11 @@ log = logging.getLogger(__name__)
 
 LOOK = 0.5  # seconds between looks at what changed and what waits
 ACTIVE_AFTER = 2 * STALE  # seconds: by then every process has heard of it, or looks before it commits
-LEASE = 60_000  # ms; renewed while it lasts
+LEASE = 20_000  # ms; renewed after a third of it, so that it outlasts an answer; a crash delays by no more
 ANSWER = 10.0  # seconds an endpoint may take
 TOGETHER = 20  # notifications looked up at a time
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds after a failure; doubled each time
+SWEEP = 60.0  # seconds between looks for what deleted Subscriptions left behind
 AT_ONCE = 100  # Subscriptions served at a time by one process
 NAMESPACE = uuid.UUID("7c7a8e0e-4d4a-5f43-9a59-0f3a1f2f8f0e")
 
@@ -59,6 +62,7 @@ class Deliveries:
         self._serving: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._hinted: set[str] = set()
+        self._swept = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -90,7 +94,7 @@ class Deliveries:
                 if time.monotonic() - looked >= LOOK or not due:
                     looked = time.monotonic()
                     await self._look()
-                    due |= set(await self._kept.waiting_for())
+                    due |= await self._waiting()
                 for id in due:
                     self._serve(id)
             except asyncio.CancelledError:
@@ -99,11 +103,9 @@ class Deliveries:
                 log.log(_loudness(error), "Subscriptions cannot be looked at: %s", error)
             self._wake.clear()
             if not self._hinted:
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK):
                         await self._wake.wait()
-                except TimeoutError:
-                    pass
 
     def _serve(self, id: str) -> None:
         one = self._subscribed.known.get(id)
@@ -124,15 +126,27 @@ class Deliveries:
             if now - self._first_seen[key] >= ACTIVE_AFTER:
                 await self._activate(one)
         for one in known.values():
-            if one.end is not None and one.end <= wall and one.status in ("requested", "active"):
+            if one.end is not None and one.end <= wall and one.status in IN_FORCE:
                 await self._change(one, "off")
-            elif one.status == "off":
-                await self._kept.drop_waiting(one.id)
-        for id in await self._kept.all_subscribers():
-            if id not in known and id not in self._serving:
-                stored = await self._server.store.read(TYPE, id)
-                if stored is None or stored.deleted:
+        if now - self._swept > SWEEP:
+            self._swept = now
+            for id in await self._kept.all_subscribers():
+                if id not in known and await self._is_over(id, off=False):
                     await self._kept.forget(id)
+
+    async def _waiting(self) -> set[str]:
+        """The Subscriptions that have something to tell; what those that are off or gone had is removed."""
+        waiting = set(await self._kept.waiting_for())
+        for id in waiting:
+            known = self._subscribed.known.get(id)
+            if (known is None or known.status == "off") and await self._is_over(id):
+                await self._kept.remove_all(id)
+        return waiting
+
+    async def _is_over(self, id: str, *, off: bool = True) -> bool:
+        """Deleted, or (with `off`) turned off, as the store has it now: what is known here may be old."""
+        stored = await self._server.store.read(TYPE, id)
+        return stored is None or stored.deleted or (off and load(stored.raw)["status"] == "off")
 
     async def _activate(self, one: Subscription) -> None:
         subscriber = await self._kept.subscriber(one.id)
@@ -176,20 +190,18 @@ class Deliveries:
     # Telling
 
     async def _deliver(self, one: Subscription) -> None:
-        """Everything that waits for one Subscription, until an endpoint fails."""
+        """Everything that waits for one Subscription, until its endpoint fails."""
         try:
             async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=ANSWER) as client:
                 while await self._portion(one, client):
                     pass
-        except asyncio.CancelledError:
-            raise
-        except Unauthorized as error:
-            await self._change(one, "error", error.diagnostics)
         except Exception as error:
             log.log(_loudness(error), "Subscription/%s is tried again: %s", one.id, error)
             await asyncio.sleep(LOOK)
         finally:
-            await asyncio.shield(self._kept.release(one.id, self._name))
+            with contextlib.suppress(Exception):  # it runs out by itself
+                async with asyncio.timeout(1):
+                    await self._kept.release(one.id, self._name)
 
     async def _portion(self, one: Subscription, client: httpx.AsyncClient) -> bool:
         """Some of what waits; False where there is nothing more to be done now."""
@@ -203,10 +215,14 @@ class Deliveries:
         for notification in waiting:
             if milliseconds(self._server.now()) - leased > LEASE // 3:
                 return True  # renew the lease first
-            principal = await self._principal(subscriber)
+            try:
+                principal = await self._principal(subscriber)
+            except Unauthorized as error:
+                await self._change(one, "error", error.diagnostics)
+                return False
             stored = await visible(self._server, principal, one.payload, notification)
             if stored is None:
-                await self._kept.drop([notification])
+                await self._kept.remove(notification)
                 continue
             numbered = await self._kept.number(subscriber, self._name, notification)
             if numbered is None:
@@ -216,9 +232,10 @@ class Deliveries:
             if problem:
                 await self._failed(one, subscriber, problem)
                 return False
-            await self._kept.delivered(numbered)
+            await self._kept.remove(numbered)
             if subscriber.failures:
                 await self._kept.went_well(one.id)
+                subscriber = replace(subscriber, failures=0, since=0)
         return bool(waiting)
 
     async def _send(
@@ -231,7 +248,8 @@ class Deliveries:
     ) -> tuple[int, str]:
         """(HTTP status or 0, what went wrong or nothing)."""
         url, method, body = one.endpoint, "POST", b""
-        headers = {
+        headers = {name: value.strip() for name, _, value in (header.partition(":") for header in subscriber.headers)}
+        headers |= {
             "X-Subscription": f"{TYPE}/{one.id}",
             "X-Event-Number": str(numbered.number),
             "X-Event-Id": event_id(numbered),
@@ -241,9 +259,6 @@ class Deliveries:
             path = f"{parts.path.rstrip('/')}/{quote(stored.resource_type)}/{quote(stored.id)}"
             url, method, body = parts._replace(path=path).geturl(), "PUT", stored.raw
             headers["Content-Type"] = "application/fhir+json"
-        for header in subscriber.headers:
-            name, _, value = header.partition(":")
-            headers[name] = value.strip()
         try:
             aim: Target = await target(url, guarded=not self._subscribed.internal)
             request = client.build_request(
@@ -267,7 +282,7 @@ class Deliveries:
         """Later again, with growing patience; after `subscription_hours` not any more."""
         now = milliseconds(self._server.now())
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(subscriber.failures, 20)) * (0.75 + random.random() / 2)
-        await self._kept.failed(one.id, problem, now, now + int(pause * 1000))
+        await self._kept.failed(one.id, now, now + int(pause * 1000))
         log.info("Subscription/%s: %s (%d in a row)", one.id, problem, subscriber.failures + 1)
         if subscriber.since and now - subscriber.since > self._server.settings.subscription_hours * 3_600_000:
             await self._change(one, "error", f"{problem}, since {instant(subscriber.since)}; what waits is kept")

@@ -10,6 +10,7 @@ value sets, no includes and no parameters of the answer.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -57,10 +58,6 @@ class Subscription:
     @property
     def resource_type(self) -> str:
         return self.query.types[0]
-
-    def wants(self, stored: Stored) -> bool:
-        indexed = Indexed(dict(stored.entries), stored.patients)
-        return matches(self.query, Candidate(stored.resource_type, stored.id, indexed, stored.updated))
 
 
 def criteria(text: str, registry: Registry) -> Query:
@@ -123,13 +120,19 @@ class Subscribed:
         self._by_type: dict[str, list[Subscription]] = {}
         self._broken: dict[str, int] = {}  # id → version
         self._looked = -STALE
+        self._looking = asyncio.Lock()
 
     async def open(self) -> None:
         await self.kept.open()
         await self.refresh()
 
-    async def refresh(self) -> None:
-        """Learns what has changed. Raises Unavailable."""
+    async def refresh(self, within: float = 0.0) -> None:
+        """Learns what has changed, unless that was done `within` so many seconds. Raises Unavailable."""
+        async with self._looking:
+            if time.monotonic() - self._looked > within:
+                await self._refresh()
+
+    async def _refresh(self) -> None:
         began = time.monotonic()
         store = self._server.store
         versions = {one.id: one.version for one in await store.find(Find(TYPE, {"d": None}, raw=False))}
@@ -156,7 +159,7 @@ class Subscribed:
     async def notice(self, puts: Sequence[Put]) -> Extra | None:
         """For `Server.notices`: what these have to record in their transaction. Raises Unavailable."""
         if time.monotonic() - self._looked > STALE:
-            await self.refresh()
+            await self.refresh(STALE)
         if not self._by_type:
             return None
         found = [
@@ -168,9 +171,13 @@ class Subscribed:
 
     def wanting(self, stored: Stored) -> Iterator[Subscription]:
         """Those who want to hear of this version. A deletion is nobody's (R4)."""
-        for one in self._by_type.get(stored.resource_type, ()):
-            if not stored.deleted and one.wants(stored):
-                yield one
+        asked = self._by_type.get(stored.resource_type)
+        if asked and not stored.deleted:
+            indexed = Indexed(dict(stored.entries), stored.patients)
+            candidate = Candidate(stored.resource_type, stored.id, indexed, stored.updated)
+            for one in asked:
+                if matches(one.query, candidate):
+                    yield one
 
     # What is written
 
@@ -218,7 +225,7 @@ class Subscribed:
         self._server.policy.may(principal, "search", criteria(resource["criteria"], self._server.registry).types[0])
         headers = resource["channel"].get("header", [])
         owner = None if principal.everything else Tokens.standing(principal)
-        extra = self.kept.register(resource["id"], owner, headers)
+        extra = self.kept.register(resource["id"], owner, resource["channel"]["endpoint"], headers)
         if headers:
             hidden = [f"{header.partition(':')[0]}: {HIDDEN}" for header in headers]
             resource = {**resource, "channel": {**resource["channel"], "header": hidden}}

@@ -1,12 +1,13 @@
 """What Subscriptions have to tell, kept until it is told, and what is known of those who want to hear it.
 
-notifications (one collection)
-    _id  "subscription/Type/id/version"       s  subscription       rt, id, v  what it is about     t  its lastUpdated (ms)
-    n    its number, from the first attempt on    w  true while it waits    at  when it was delivered (date): removed by TTL
+notifications (one collection): what waits
+    _id  "subscription/Type/id/version"    s  subscription    rt, id, v  what it is about    t  its lastUpdated (ms)
+    n    its number, from the first attempt on
 subscribers (one collection; nothing here is served)
-    _id  id of the Subscription    o  in whose name (claims, see auth/tokens.py; absent: --open)    h  headers to be sent
+    _id  id of the Subscription    o  in whose name (claims, see auth/tokens.py; absent: --open)
+    to   endpoint                  h  headers to be sent to it
     n    the last number given     w, u  who delivers, until when (ms)
-    a    not before (ms)           f, s, x  failures in a row, since when (ms), the last one in words
+    a    not before (ms)           f, s  failures in a row, since when (ms)
 
 A notification is written by the transaction of the version it is about: there is none without it, and none is missing.
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from pymongo import ReturnDocument
@@ -25,9 +25,9 @@ from pymongo.operations import IndexModel
 
 from fhir_server.store.documents import ID
 from fhir_server.store.protocol import Extra
+from fhir_server.store.refusals import answering
 
 Document = dict[str, Any]
-KEPT_SECONDS = 7 * 86400  # a delivered notification can be asked for again with $events
 HIDDEN = "***"  # stands in the resource for what a header says
 
 
@@ -41,7 +41,6 @@ class Notification:
     version: int
     updated: int  # ms; the order in which they are told
     number: int = 0
-    waiting: bool = True
 
     @property
     def id(self) -> str:
@@ -55,11 +54,8 @@ class Subscriber:
     id: str
     owner: dict[str, Any] | None
     headers: tuple[str, ...]
-    number: int = 0
-    not_before: int = 0
     failures: int = 0
     since: int = 0
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +78,22 @@ class _Registration:
     collection: AsyncCollection[Document]
     id: str
     owner: dict[str, Any] | None
+    endpoint: str
     headers: tuple[str, ...]
 
     async def __call__(self, session: Any) -> None:
-        """What begins anew has no failures; a header that came back hidden stays what it was."""
+        """What begins anew has no failures. A header that comes back hidden stays what it was, for the same endpoint only:
+        nobody gets to know it by having it sent elsewhere."""
         known = await self.collection.find_one({ID: self.id}, session=session) or {}
-        before = {header.partition(":")[0].lower(): header for header in known.get("h", ())}
-        headers = [
-            before.get(name.lower(), header) if value.strip() == HIDDEN else header
-            for header in self.headers
-            for name, _, value in [header.partition(":")]
-        ]
-        document: Document = {ID: self.id, "h": headers, "n": known.get("n", 0)}
+        before = known.get("h", ()) if known.get("to") == self.endpoint else ()
+        secret = {_name(header): header for header in before}
+        headers = [secret.get(_name(header)) if _is_hidden(header) else header for header in self.headers]
+        document: Document = {
+            ID: self.id,
+            "to": self.endpoint,
+            "h": [one for one in headers if one],
+            "n": known.get("n", 0),
+        }
         if self.owner is not None:
             document["o"] = self.owner
         await self.collection.replace_one({ID: self.id}, document, upsert=True, session=session)
@@ -107,15 +107,9 @@ class Notifications:
         self._notifications = database["notifications"]
         self._subscribers = database["subscribers"]
 
+    @answering
     async def open(self) -> None:
-        waiting = {"partialFilterExpression": {"w": True}}
-        await self._notifications.create_indexes(
-            [
-                IndexModel([("s", 1), ("t", 1), ("v", 1)], name="waiting", **waiting),
-                IndexModel([("s", 1), ("n", 1)], name="number"),
-                IndexModel([("at", 1)], name="kept", expireAfterSeconds=KEPT_SECONDS),
-            ]
-        )
+        await self._notifications.create_indexes([IndexModel([("s", 1), ("t", 1), ("v", 1)], name="order")])
         await self._subscribers.create_indexes([IndexModel([("u", 1)], name="lease")])
 
     # In a commit
@@ -123,18 +117,21 @@ class Notifications:
     def record(self, notifications: Sequence[Notification]) -> Extra:
         return _Recording(self._notifications, tuple(notifications))
 
-    def register(self, id: str, owner: dict[str, Any] | None, headers: Sequence[str]) -> Extra:
-        return _Registration(self._subscribers, id, owner, tuple(headers))
+    def register(self, id: str, owner: dict[str, Any] | None, endpoint: str, headers: Sequence[str]) -> Extra:
+        return _Registration(self._subscribers, id, owner, endpoint, tuple(headers))
 
     # Subscribers
 
+    @answering
     async def subscriber(self, id: str) -> Subscriber | None:
         found = await self._subscribers.find_one({ID: id})
         return _subscriber(found) if found is not None else None
 
+    @answering
     async def all_subscribers(self) -> list[str]:
         return [str(one[ID]) async for one in self._subscribers.find({}, {ID: 1})]
 
+    @answering
     async def lease(self, id: str, holder: str, now: int, until: int) -> Subscriber | None:
         """The subscriber if the holder may deliver to it until then (ms), and it is time."""
         free = {"$or": [{"w": holder}, {"u": {"$lt": now}}, {"u": None}]}
@@ -145,33 +142,39 @@ class Notifications:
             return None
         return _subscriber(found)
 
+    @answering
     async def release(self, id: str, holder: str) -> None:
         await self._subscribers.update_one({ID: id, "w": holder}, {"$unset": {"w": "", "u": ""}})
 
+    @answering
     async def went_well(self, id: str) -> None:
-        await self._subscribers.update_one({ID: id}, {"$unset": {"f": "", "s": "", "x": "", "a": ""}})
+        await self._subscribers.update_one({ID: id}, {"$unset": {"f": "", "s": "", "a": ""}})
 
-    async def failed(self, id: str, problem: str, now: int, not_before: int) -> None:
+    @answering
+    async def failed(self, id: str, now: int, not_before: int) -> None:
         known = {"s": {"$ifNull": ["$s", now]}, "f": {"$add": [{"$ifNull": ["$f", 0]}, 1]}}
-        change = [{"$set": {**known, "x": {"$literal": problem}, "a": not_before}}]
-        await self._subscribers.update_one({ID: id}, change)
+        await self._subscribers.update_one({ID: id}, [{"$set": {**known, "a": not_before}}])
 
+    @answering
     async def forget(self, id: str) -> None:
         """The Subscription is gone, and with it what it had to tell."""
-        await self._notifications.delete_many({"s": id})
+        await self.remove_all(id)
         await self._subscribers.delete_one({ID: id})
 
     # Notifications
 
+    @answering
     async def waiting_for(self) -> list[str]:
         """The Subscriptions that have something to tell."""
-        return [str(one) for one in await self._notifications.distinct("s", {"w": True})]
+        return [str(one) for one in await self._notifications.distinct("s")]
 
+    @answering
     async def waiting(self, id: str, limit: int) -> list[Notification]:
         """Oldest first."""
-        cursor = self._notifications.find({"s": id, "w": True}, sort=[("t", 1), ("v", 1)], limit=limit)
+        cursor = self._notifications.find({"s": id}, sort=[("t", 1), ("v", 1)], limit=limit)
         return [_notification(one) for one in await cursor.to_list()]
 
+    @answering
     async def number(self, subscriber: Subscriber, holder: str, notification: Notification) -> Notification | None:
         """With its number, durable before it is sent; None if somebody else delivers now."""
         if notification.number:
@@ -184,52 +187,32 @@ class Notifications:
         await self._notifications.update_one({ID: notification.id}, {"$set": {"n": found["n"]}})
         return replace(notification, number=int(found["n"]))
 
-    async def delivered(self, notification: Notification) -> None:
-        at = datetime.now(UTC)
-        await self._notifications.update_one({ID: notification.id}, {"$set": {"at": at}, "$unset": {"w": ""}})
+    @answering
+    async def remove(self, notification: Notification) -> None:
+        """It was told, or nobody may hear of it."""
+        await self._notifications.delete_one({ID: notification.id})
 
-    async def drop(self, notifications: Sequence[Notification]) -> None:
-        """Nobody may hear of these."""
-        await self._notifications.delete_many({ID: {"$in": [one.id for one in notifications]}})
-
-    async def drop_waiting(self, id: str) -> None:
-        await self._notifications.delete_many({"s": id, "w": True})
-
-    async def count_waiting(self, id: str) -> int:
-        return await self._notifications.count_documents({"s": id, "w": True})
-
-    async def numbered(self, id: str, since: int, until: int, limit: int) -> list[Notification]:
-        """Those with a number from `since` to `until`, in order."""
-        cursor = self._notifications.find({"s": id, "n": {"$gte": since, "$lte": until}}, sort=[("n", 1)], limit=limit)
-        return [_notification(one) for one in await cursor.to_list()]
+    @answering
+    async def remove_all(self, id: str) -> None:
+        await self._notifications.delete_many({"s": id})
 
 
 def _document(one: Notification) -> Document:
-    return {
-        ID: one.id,
-        "s": one.subscription,
-        "rt": one.resource_type,
-        "id": one.resource_id,
-        "v": one.version,
-        "t": one.updated,
-        "w": True,
-    }
+    about = {"rt": one.resource_type, "id": one.resource_id, "v": one.version, "t": one.updated}
+    return {ID: one.id, "s": one.subscription, **about}
 
 
 def _notification(found: Document) -> Notification:
-    return Notification(
-        found["s"], found["rt"], found["id"], found["v"], found["t"], found.get("n", 0), found.get("w", False)
-    )
+    return Notification(found["s"], found["rt"], found["id"], found["v"], found["t"], found.get("n", 0))
 
 
 def _subscriber(found: Document) -> Subscriber:
-    return Subscriber(
-        found[ID],
-        found.get("o"),
-        tuple(found.get("h", ())),
-        found.get("n", 0),
-        found.get("a", 0),
-        found.get("f", 0),
-        found.get("s", 0),
-        found.get("x", ""),
-    )
+    return Subscriber(found[ID], found.get("o"), tuple(found.get("h", ())), found.get("f", 0), found.get("s", 0))
+
+
+def _name(header: str) -> str:
+    return header.partition(":")[0].strip().lower()
+
+
+def _is_hidden(header: str) -> bool:
+    return header.partition(":")[2].strip() == HIDDEN

@@ -125,3 +125,17 @@ async def test_an_internal_address_is_refused(secured: Secured, receiver: Receiv
             assert answer.status_code == 422 and "channel.endpoint" in answer.text, answer.text
     finally:
         subscribed.internal = True
+
+
+async def test_a_hidden_header_goes_nowhere_else(secured: Secured, receiver: Receiver) -> None:
+    """Who may change a Subscription does not get to know its secret by having it sent elsewhere."""
+    headers = await secured.token(ALL, client="plain")
+    mine = subscription("Observation?status=amended", receiver.url, header=["Authorization: Bearer x"])
+    id = await active(secured.http, mine, headers)
+    subscribers = secured.server.store.database["subscribers"]
+    shown = {**mine, "id": id, "channel": {**mine["channel"], "header": ["Authorization: ***"]}}
+    assert (await secured.http.put(f"Subscription/{id}", json=shown, headers=headers)).status_code == 200
+    assert (await subscribers.find_one({"_id": id}))["h"] == ["Authorization: Bearer x"]
+    shown["channel"]["endpoint"] = receiver.url + "/elsewhere"
+    assert (await secured.http.put(f"Subscription/{id}", json=shown, headers=headers)).status_code == 200
+    assert (await subscribers.find_one({"_id": id}))["h"] == []

@@ -28,6 +28,7 @@ class Who(msgspec.Struct, frozen=True):
     everything: bool
     token_id: str
     issuer: str
+    grant_id: str = ""
 
     @classmethod
     def of(cls, principal: Principal) -> Who:
@@ -44,6 +45,7 @@ class Who(msgspec.Struct, frozen=True):
             principal.everything,
             principal.token_id,
             principal.issuer,
+            principal.grant_id,
         )
 
     def principal(self) -> Principal:
@@ -60,6 +62,7 @@ class Who(msgspec.Struct, frozen=True):
             everything=self.everything,
             token_id=self.token_id,
             issuer=self.issuer,
+            grant_id=self.grant_id,
         )
 
 
