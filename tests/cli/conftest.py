@@ -12,14 +12,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.environment import environment
+
 COMMAND = [sys.executable, "-m", "fhir_server"]
 PATIENCE_SECONDS = 60
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """This process's environment without settings of the person who runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FHIR_") or name == "FHIR_CI_RUN"}
-    return {**kept, **settings}
 
 
 def call(*words: object, **settings: str) -> subprocess.CompletedProcess[str]:

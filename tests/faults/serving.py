@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -11,11 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.environment import environment
+
 
 class Serving:
-    """`fhir-server serve --open` on a data directory; `base` is where it answers."""
+    """`fhir-server serve --open` on a data directory, by these settings alone; `base` is where it answers."""
 
-    def __init__(self, data_dir: Path, *arguments: str) -> None:
+    def __init__(self, data_dir: Path, *arguments: str, **settings: str) -> None:
         self.data_dir = data_dir
         self.started = time.monotonic()
         self.process = subprocess.Popen(
@@ -27,7 +28,7 @@ class Serving:
             stderr=subprocess.PIPE,
             text=True,
             # Nobody reads stderr while it runs: a line for each request would fill the pipe.
-            env={"FHIR_AUTOMATION": "false", "FHIR_LOG_LEVEL": "warning", **os.environ},
+            env=environment(**{"FHIR_AUTOMATION": "false", "FHIR_LOG_LEVEL": "warning", **settings}),
         )
         self.base = self._ready()
         self.ready_after = time.monotonic() - self.started

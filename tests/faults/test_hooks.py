@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.environment import environment
 from tests.faults.serving import Serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
@@ -28,6 +29,7 @@ PATIENTS = 8
 VICTIMS = ("worker", "mongod", "server")
 APART = frozenset({"meta", "authoredOn", "lastModified", "recorded", "extension", "entity", "policy", "period"})
 KINDS = ("Task", "RiskAssessment", "Flag", "CommunicationRequest", "Provenance", "Patient", "Observation")
+SETTINGS = {"FHIR_AUTOMATION": "true", "FHIR_RATE_LIMIT": "0"}
 COMMAND = str(Path(sys.executable).with_name("fhir-server"))
 
 
@@ -77,20 +79,20 @@ class Ward:
     """A server with its own data, and perhaps a worker beside it."""
 
     def __init__(self, folder: Path, *, second_worker: bool) -> None:
-        os.environ["FHIR_AUTOMATION"] = "true"
-        os.environ["FHIR_RATE_LIMIT"] = "0"
         self._folder, self._second = folder, second_worker
         self.worker: subprocess.Popen[str] | None = None
         self.start()
 
     def start(self) -> None:
-        self.server = Serving(self._folder)
+        self.server = Serving(self._folder, **SETTINGS)
         self.start_worker()
 
     def start_worker(self) -> None:
         if self._second:
             words = [COMMAND, "worker", "--data-dir", str(self._folder)]
-            self.worker = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+            self.worker = subprocess.Popen(
+                words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=environment(**SETTINGS)
+            )
 
     def kill(self, victim: str) -> None:
         if victim == "worker" and self.worker is not None:
