@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo serve test check format bench clean wheel constraints
+.PHONY: help install browser demo serve test check format bench clean wheel constraints
 
 VENV ?= .venv
 DEMO ?= .demo
@@ -32,6 +32,9 @@ else
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 endif
 	@touch $(STAMP)
+
+browser:  ## npm packages for the tests in a browser, which are skipped without them (needs npm, and Chromium to run)
+	@cd tests/auth/browser && npm ci --silent --omit=optional
 
 demo: $(STAMP)  ## a server with a sample population in ./.demo, until Ctrl-C
 	@exec $(BIN)/fhir-server demo --data-dir $(DEMO)

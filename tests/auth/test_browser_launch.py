@@ -1,6 +1,6 @@
 """The npm library `fhirclient` in Chromium, through the login pages by keyboard alone, against the whole application.
 
-Needs node, Chromium, and a folder of npm packages that FHIR_BROWSER_NODE_MODULES names (docs/authorization.md, Testing).
+Needs node, Chromium, and the npm packages that `make browser` installs (docs/authorization.md, Testing).
 FHIR_BROWSER_SHOTS may name a folder for pictures of every page.
 """
 
@@ -48,15 +48,10 @@ class Tools:
 @pytest.fixture(scope="module")
 def tools() -> Tools:
     """What `make test` does not need: the tests here are skipped where one of them is missing."""
-    named = os.environ.get("FHIR_BROWSER_NODE_MODULES")
-    if not named:
-        pytest.skip(
-            "FHIR_BROWSER_NODE_MODULES is not set: the npm packages fhirclient and playwright-core are not here"
-        )
-    modules = Path(named).resolve()
+    modules = FOLDER / "node_modules"
     for package in ("fhirclient/build/fhir-client.js", "playwright-core/package.json"):
         if not (modules / package).is_file():
-            pytest.skip(f"FHIR_BROWSER_NODE_MODULES={named} has no {package}")
+            pytest.skip(f"{package} is not here; `make browser` installs it")
     node, chromium = shutil.which("node"), shutil.which("chromium")
     if node is None or chromium is None:
         pytest.skip(f"{'chromium' if node else 'node'} is not installed")
