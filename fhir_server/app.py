@@ -129,14 +129,13 @@ class Application:
                 authority.close()
 
     async def _authorization(self, server: Server) -> Authority:
-        settings = self.settings
-        scheme = "https" if settings.tls_cert else "http"
-        base = settings.public_url or f"{scheme}://{settings.host}:{settings.port}{settings.base_path}"
+        settings, base = self.settings, self.settings.base_url
         store = server.store
         if not isinstance(store, MongoStore):
             raise FhirError("The authorization server needs the MongoDB store")
         authority = build(settings, Credentials(store.database), base=base, store=store, records=Records(server, base))
         await authority.open()
+        await authority.credentials.note_base(base)
         self._pages.state.authority = authority
         server.committed.append(authority.committed)
         server.rooms["authority"] = authority

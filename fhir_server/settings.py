@@ -79,6 +79,13 @@ class Settings:
     )
     audit_days: int = field(default=0, metadata={"help": "days that AuditEvents are kept; 0 for ever"})
 
+    @property
+    def base_url(self) -> str:
+        """The FHIR base, as clients see it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        scheme = "https" if self.tls_cert else "http"
+        return self.public_url or f"{scheme}://{host}:{self.port}{self.base_path}"
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: Any) -> Settings:
         """Environment first, then what the command line gave (None means not given). Raises FhirError on a bad value."""

@@ -102,12 +102,6 @@ def listen(host: str, port: int, *, shared: bool = False, bound_only: bool = Fal
     return listening
 
 
-def base_url(settings: Settings, port: int) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    scheme = "https" if settings.tls_cert else "http"
-    return settings.public_url or f"{scheme}://{host}:{port}{settings.base_path}"
-
-
 def is_loopback(host: str) -> bool:
     """Every address the name stands for is on this machine alone."""
     with contextlib.suppress(ValueError):

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from fhir_server.auth.authority import Authority, build
 from fhir_server.cli import options
-from fhir_server.cli.answering import base_url
 from fhir_server.settings import Settings
 from fhir_server.store.attach import connect, database_url
 from fhir_server.store.credentials import Credentials
 
 PLACE = frozenset({"data_dir", "mongo_url", "database"})  # the settings that say which database
+ADDRESS = ("public_url", "host", "port", "base_path")  # those that say where it answers
 T = TypeVar("T")
 
 
@@ -25,17 +25,22 @@ def configure(parser: argparse.ArgumentParser, *more: str) -> None:
 
 
 def with_authority(args: argparse.Namespace, act: Callable[[Authority], Awaitable[T]]) -> T:
+    """The issuer is the server at the address that was given, or else the one that served this database last."""
     settings = options.settings_of(args)
-    base = settings.public_url or base_url(settings, settings.port)
+    given = settings.public_url or any(getattr(args, name, None) is not None for name in ADDRESS)
 
     async def run(url: str) -> T:
         database = connect(url, settings.database)
-        authority = build(settings, Credentials(database), base=base)
+        credentials = Credentials(database)
         try:
-            await authority.open()
-            return await act(authority)
+            noted = "" if given else await credentials.noted_base()
+            authority = build(settings, credentials, base=noted or settings.base_url)
+            try:
+                await authority.open()
+                return await act(authority)
+            finally:
+                authority.close()
         finally:
-            authority.close()
             await database.client.close()
 
     with database_url(settings.mongo_url, settings.data_dir, cache_mb=settings.mongo_cache_mb) as url:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fhir_server.cli.answering import base_url
 from fhir_server.cli.client import connect
 from fhir_server.cli.load import CONCURRENCY, add_server, conclude
 from fhir_server.cli.loading.compose import Item, single
@@ -80,7 +79,7 @@ def _check() -> int:
 
 def _load(args: argparse.Namespace) -> int:
     settings = Settings.from_environment()
-    base = args.server or base_url(settings, settings.port)
+    base = args.server or settings.base_url
     items = [single(dump(resource), str(path)) for path, resource in _resources()]
     began = time.monotonic()
     report = asyncio.run(_send(items, base, args.token or os.environ.get("FHIR_TOKEN", "")))

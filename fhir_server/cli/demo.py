@@ -19,7 +19,6 @@ import msgspec
 
 from fhir_server.cli import options, population, showcase
 from fhir_server.cli import token as tokens
-from fhir_server.cli.answering import base_url
 from fhir_server.cli.authority import with_authority
 from fhir_server.cli.client import Client, Refused, connect
 from fhir_server.cli.load import conclude
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fill(settings: Settings) -> None:
-    base = base_url(settings, settings.port)
+    base = settings.base_url
     token, curl, note = "", "curl", OPEN_TO_ALL
     if not settings.open:
         token = _token(settings)

@@ -18,7 +18,6 @@ from typing import IO, cast
 
 import msgspec
 
-from fhir_server.cli.answering import base_url
 from fhir_server.cli.client import Client, Refused, connect
 from fhir_server.cli.load import add_server
 from fhir_server.errors import BadRequest
@@ -66,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = Settings.from_environment()
-    base = args.server or base_url(settings, settings.port)
+    base = args.server or settings.base_url
     args.folder.mkdir(parents=True, exist_ok=True)
     if any(args.folder.glob("*.ndjson*")):
         raise BadRequest(f"{args.folder} holds NDJSON files already; choose an empty folder")

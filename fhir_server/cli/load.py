@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-from fhir_server.cli.answering import base_url
 from fhir_server.cli.client import connect
 from fhir_server.cli.loading.meter import meter
 from fhir_server.cli.loading.plan import Plan, plan
@@ -36,7 +35,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = Settings.from_environment()
-    base = args.server or base_url(settings, settings.port)
+    base = args.server or settings.base_url
     token = args.token or os.environ.get("FHIR_TOKEN", "")
     began = time.monotonic()
     planned = plan(args.paths)

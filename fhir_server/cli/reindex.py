@@ -12,7 +12,6 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fhir_server.cli.answering import base_url
 from fhir_server.cli.client import Client, Refused, connect
 from fhir_server.cli.load import add_server
 from fhir_server.settings import Settings
@@ -27,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = Settings.from_environment()
-    base = args.server or base_url(settings, settings.port)
+    base = args.server or settings.base_url
     try:
         waiting = asyncio.run(_reindex(base, args.token or os.environ.get("FHIR_TOKEN", ""), args.all))
     except Refused as refused:

@@ -8,7 +8,7 @@ import threading
 from dataclasses import replace
 
 from fhir_server.cli import options
-from fhir_server.cli.answering import answer, base_url, is_loopback, listen
+from fhir_server.cli.answering import answer, is_loopback, listen
 from fhir_server.cli.logs import LEVELS
 from fhir_server.errors import FhirError
 from fhir_server.settings import Settings
@@ -42,7 +42,7 @@ def check(settings: Settings) -> None:
 
 
 def announce(settings: Settings, port: int) -> None:
-    print(f"ready on {base_url(settings, port)}", flush=True)
+    print(f"ready on {replace(settings, port=port).base_url}", flush=True)
 
 
 def _alone(settings: Settings) -> int:

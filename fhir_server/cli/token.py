@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patient", default="", help="id of the patient that patient/ scopes mean")
     parser.add_argument("--user", default="", help="for this user; without one, for a made-up one that cannot log in")
     parser.add_argument("--ttl", type=int, default=3600, help="how long it lasts, seconds (default: 3600)")
-    place.configure(parser, "public_url", "host", "port", "base_path")
+    place.configure(parser, *place.ADDRESS, "tls_cert")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -134,6 +134,7 @@ class Credentials:
         self.refresh_tokens = self._collection("auth_refresh_tokens")
         self.revocations = self._collection("auth_revocations")
         self.passing = self._collection("auth_passing")  # requests, sessions, launches, replay, counters
+        self.state = self._collection("auth_state")
 
     def _collection(self, name: str) -> AsyncCollection[dict[str, Any]]:
         return self._database[name]
@@ -141,6 +142,15 @@ class Credentials:
     async def open(self) -> None:
         for collection in (self.grants, self.codes, self.refresh_tokens, self.revocations, self.passing):
             await collection.create_index("at", name="at", expireAfterSeconds=0)
+
+    async def note_base(self, base: str) -> None:
+        """For commands: who serves this database, and so issues its tokens."""
+        await self.state.replace_one({"_id": "base"}, {"_id": "base", "url": base}, upsert=True)
+
+    async def noted_base(self) -> str:
+        """Empty if it was never served."""
+        found = await self.state.find_one({"_id": "base"})
+        return str(found["url"]) if found else ""
 
     # Clients and users
 

@@ -45,7 +45,7 @@ def test_without_a_token_there_is_nothing(served: str) -> None:
 
 
 def test_a_token_for_trying_things_out(served: str, data: Path) -> None:
-    place = ("--data-dir", data, "--public-url", served)
+    place = ("--data-dir", data)
     everything = call("token", "--scope", "system/*.cruds", *place).stdout.strip()
     for id in ("p1", "p2"):
         put = httpx.put(
@@ -59,6 +59,9 @@ def test_a_token_for_trying_things_out(served: str, data: Path) -> None:
     found = httpx.get(f"{served}/Patient", headers=headers).json()
     assert [entry["resource"]["id"] for entry in found["entry"]] == ["p1"]
     assert httpx.get(f"{served}/Patient/p2", headers=headers).status_code == 404
+    for elsewhere in (("--port", "1"), ("--public-url", "https://other.example.org/fhir")):
+        other = call("token", "--scope", "system/*.cruds", *place, *elsewhere).stdout.strip()
+        assert httpx.get(f"{served}/Patient", headers={"Authorization": f"Bearer {other}"}).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -174,5 +177,8 @@ def test_serve_does_tls_itself(tmp_path: Path, data: Path) -> None:
         answer = httpx.get(f"{base}/.well-known/smart-configuration", verify=trusted)
         assert answer.json()["token_endpoint"] == f"{base}/auth/token"
         assert answer.headers["strict-transport-security"]
+        token = call("token", "--scope", "system/*.rs", "--data-dir", tmp_path / "data").stdout.strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        assert httpx.get(f"{base}/Patient", headers=headers, verify=trusted).status_code == 200
     finally:
         process.stop()
