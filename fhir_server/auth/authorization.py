@@ -53,10 +53,17 @@ class Request:
     encounter: str = ""
     prompt: str = ""
     browser: str = ""  # hash of the cookie
+    visit_asked: bool = False
 
     @property
     def needs_patient(self) -> bool:
-        return "launch/patient" in self.scopes or any(s.context == "patient" for s in resource_scopes(self.scopes))
+        contexts = {"launch/patient", "launch/encounter"} & set(self.scopes)
+        return bool(contexts) or any(scope.context == "patient" for scope in resource_scopes(self.scopes))
+
+    @property
+    def needs_visit(self) -> bool:
+        """To be asked for a visit: the app wants one, no EHR has said which, and the user has not yet answered."""
+        return "launch/encounter" in self.scopes and self.launch is None and not self.visit_asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +195,11 @@ class Authorizations:
 
     async def offered(self, request: Request, user: User) -> tuple[str, ...]:
         """The scopes that make sense for this user: a lab only creates; the rest is the policy's to narrow."""
+        scopes = [scope for scope in request.scopes if scope != "launch/encounter" or request.encounter]
         if user.role != "lab":
-            return request.scopes
-        most = [*(s for s in request.scopes if "/" not in s), "user/*.c", "patient/*.c", "launch/patient"]
-        return tuple(granted(request.scopes, most))
+            return tuple(scopes)
+        most = [*(s for s in scopes if "/" not in s), "user/*.c", "patient/*.c", "launch/patient"]
+        return tuple(granted(scopes, most))
 
     async def patients(self, user: User) -> frozenset[str] | None:
         """Whom the user may choose; None: everybody (but `excluded`)."""
@@ -222,18 +230,28 @@ class Authorizations:
 
     async def choose_patient(self, request: Request, user: User, patient: str) -> Request:
         if not await self.may_choose(user, patient):
-            raise self.refuse(request, OAuthError("access_denied", "The user may not see this patient"))
+            raise self.out_of_reach(request)
         request = replace(request, patient=patient)
         await self._keep(request)
         return request
 
+    async def choose_visit(self, request: Request, encounter: str) -> Request:
+        """Of the request's patient; empty for none. The caller has made sure that the user may see it."""
+        request = replace(request, encounter=encounter, visit_asked=True)
+        await self._keep(request)
+        return request
+
+    def out_of_reach(self, request: Request) -> Refused:
+        """The same words whether it is there or not."""
+        return self.refuse(request, OAuthError("access_denied", "The user may not see what was chosen"))
+
     async def allow(self, request: Request, client: Client, session: Session, kept: Sequence[str]) -> str:
         """The user consents to these of the offered scopes: where to send the browser, with the code."""
         await self._credentials.take_passing("request", digest(request.id), int(self._now()))
+        request = await self.settle_patient(request, session.user)
         scopes = [scope for scope in await self.offered(request, session.user) if scope in kept]
         if not scopes:
             raise self.refuse(request, OAuthError("access_denied", "The user allowed nothing"))
-        request = await self.settle_patient(request, session.user)
         if request.needs_patient and not request.patient:
             raise self.refuse(request, OAuthError("access_denied", "No patient was chosen"))
         now = int(self._now())

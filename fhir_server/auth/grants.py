@@ -159,7 +159,7 @@ class Grants:
             response["fhirContext"] = list(grant.fhir_context)
         if grant.intent:
             response["intent"] = grant.intent
-        if "launch" in grant.scopes:
+        if grant.patient or "launch" in grant.scopes:
             response["need_patient_banner"] = grant.need_patient_banner
         if with_id_token and "openid" in grant.scopes:
             response["id_token"] = await self._tokens.id_token(grant, client)

@@ -211,7 +211,10 @@ class Policy:
 
     def refuse_write(self, resource_type: str) -> Forbidden:
         """The same words whatever is or is not there."""
-        return Forbidden(f"The token does not allow this {resource_type}: it is outside the token's reach")
+        return Forbidden(
+            f"The token does not allow this {resource_type}: it is outside the token's reach "
+            "(its scopes, its patients, what consents allow, the clearance for its label)"
+        )
 
     def _match(self, one: Alternative, stored: Stored) -> bool:
         """Whether a scope's narrowing lets the version through."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fhir_server.auth.consents import Denials, patient_of, verdict
+from fhir_server.auth.principal import Principal
 from fhir_server.store.credentials import Client, User
 
 REMEMBERED_SECONDS = 2.0
@@ -17,10 +18,10 @@ NOBODY: frozenset[str] = frozenset()
 
 
 class Records(Protocol):
-    """A search over everything, for deciding: every match (or `limit` of them), as mappings."""
+    """A search: every match (or `limit` of them), as mappings. Over everything, for deciding; or as `seen_by` somebody."""
 
     async def find(
-        self, resource_type: str, *parameters: tuple[str, str], limit: int = 0
+        self, resource_type: str, *parameters: tuple[str, str], limit: int = 0, seen_by: Principal | None = None
     ) -> Sequence[Mapping[str, Any]]: ...
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import ssl
 import threading
 from dataclasses import replace
 
@@ -37,8 +39,28 @@ def check(settings: Settings) -> None:
         )
     if settings.log_level.lower() not in LEVELS:
         raise FhirError(f"--log-level {settings.log_level}: must be one of {', '.join(LEVELS)}")
+    if settings.tls_cert or settings.tls_key:
+        _check_tls(settings)
     if settings.workers < 1:
         raise FhirError(f"--workers {settings.workers}: at least one process must answer")
+
+
+def _check_tls(settings: Settings) -> None:
+    """Before anything is started. Raises FhirError."""
+    if not settings.tls_cert:
+        raise FhirError("--tls-key needs --tls-cert, the certificate chain that belongs to it")
+    for option, path in (("--tls-cert", settings.tls_cert), ("--tls-key", settings.tls_key)):
+        if path and not os.access(path, os.R_OK):
+            raise FhirError(f"{option} {path}: the file is not there or may not be read")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            settings.tls_cert, settings.tls_key or None, password=lambda: ""
+        )
+    except (OSError, ValueError):  # ssl.SSLError is an OSError
+        raise FhirError(
+            "--tls-cert and --tls-key must be a certificate chain and the private key that belongs to it, both PEM, "
+            "the key without a password"
+        ) from None
 
 
 def announce(settings: Settings, port: int) -> None:

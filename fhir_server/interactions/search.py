@@ -185,16 +185,17 @@ def _allowed_types(server: Server, context: Context, query: Query) -> Query:
 
 
 class Records:
-    """`auth.reach.Records`: what the policy itself has to look up (care teams, proxies), seen by the server, not by a user."""
+    """`auth.reach.Records`: what the policy itself has to look up (care teams, proxies), and what the login pages offer."""
 
     def __init__(self, server: Server, base: str) -> None:
         self._server = server
-        self._context = Context(Principal.automation(), base)
+        self._base = base
 
     async def find(
-        self, resource_type: str, *parameters: tuple[str, str], limit: int = 0
+        self, resource_type: str, *parameters: tuple[str, str], limit: int = 0, seen_by: Principal | None = None
     ) -> Sequence[Mapping[str, Any]]:
+        context = Context(Principal.automation() if seen_by is None else seen_by, self._base)
         found = await find_matches(
-            self._server, self._context, "search", resource_type, list(parameters), limit or RECORDS_AT_MOST
+            self._server, context, "search", resource_type, list(parameters), limit or RECORDS_AT_MOST
         )
         return [load(stored.raw) for stored in found]

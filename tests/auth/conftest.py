@@ -31,6 +31,7 @@ from fhir_server.app import build_server, mounted
 from fhir_server.auth.authority import Authority, build
 from fhir_server.auth.grants import challenge_of
 from fhir_server.auth.passwords import Passwords
+from fhir_server.auth.principal import Principal
 from fhir_server.errors import FhirError
 from fhir_server.http.smart import Bearer, Headers, routes
 from fhir_server.settings import Settings
@@ -57,21 +58,32 @@ class Shelf:
         self.resources = resources
 
     async def find(
-        self, resource_type: str, *parameters: tuple[str, str], limit: int = 0
+        self, resource_type: str, *parameters: tuple[str, str], limit: int = 0, seen_by: Principal | None = None
     ) -> Sequence[Mapping[str, Any]]:
         found = [one for one in self.resources if one["resourceType"] == resource_type]
+        if seen_by is not None:
+            if not any(scope.resource_type in ("*", resource_type) for scope in seen_by.scopes):
+                return []
+            found = [one for one in found if seen_by.patients is None or patient_of(one) in seen_by.patients]
         for name, value in parameters:
             if name == "_id":
                 found = [one for one in found if one["id"] in value.split(",")]
-            elif name == "name":
+            elif name == "name:contains":
                 found = [one for one in found if value.lower() in json.dumps(one.get("name", [])).lower()]
             elif name == "participant":
                 found = [one for one in found if value in json.dumps(one.get("participant", []))]
             elif name == "patient":
-                found = [one for one in found if (one.get("patient") or {}).get("reference") == value]
+                found = [one for one in found if patient_of(one) == value.removeprefix("Patient/")]
             elif name == "status":
                 found = [one for one in found if one.get("status") == value]
         return found[: limit or None]
+
+
+def patient_of(resource: Mapping[str, Any]) -> str:
+    if resource["resourceType"] == "Patient":
+        return str(resource["id"])
+    named = resource.get("patient") or resource.get("subject") or {}
+    return str(named.get("reference", "")).removeprefix("Patient/")
 
 
 SHELF = Shelf(
@@ -85,6 +97,11 @@ SHELF = Shelf(
     {"resourceType": "Consent", "id": "c1", "status": "active", "patient": {"reference": "Patient/p3"},
      "provision": {"type": "permit", "actor": [{"reference": {"reference": "RelatedPerson/r1"}}]}},
     {"resourceType": "RelatedPerson", "id": "r2", "patient": {"reference": "Patient/p3"}},
+    {"resourceType": "Encounter", "id": "e8", "class": {"code": "EMER"}, "subject": {"reference": "Patient/p3"},
+     "period": {"start": "2026-03-01T08:30:00+08:00"}, "type": [{"text": "chest pain"}]},
+    {"resourceType": "Encounter", "id": "e9", "class": {"code": "AMB"}, "subject": {"reference": "Patient/p2"}},
+    {"resourceType": "Encounter", "id": "e10", "class": {"code": "AMB"}, "subject": {"reference": "Patient/p3"},
+     "period": {"start": "2026-04-01"}},
 )  # fmt: skip
 
 
@@ -251,6 +268,7 @@ class Browser:
         client: str = "app",
         scope: str = "openid fhirUser patient/*.rs",
         patient: str = "",
+        visit: str = "",
         drop: Sequence[str] = (),
         deny: bool = False,
         redirect_uri: str = REDIRECT,
@@ -270,13 +288,20 @@ class Browser:
         }
         parameters = {name: value for name, value in parameters.items() if value is not None}
         response = await self.http.get(self.site.auth + "/authorize", params=parameters)
-        url = await self.fill_in(response, user, patient=patient, drop=drop, deny=deny)
+        url = await self.fill_in(response, user, patient=patient, visit=visit, drop=drop, deny=deny)
         assert url.startswith(redirect_uri), url
         flow.answer = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
         return flow
 
     async def fill_in(
-        self, response: httpx.Response, user: str, *, patient: str = "", drop: Sequence[str] = (), deny: bool = False
+        self,
+        response: httpx.Response,
+        user: str,
+        *,
+        patient: str = "",
+        visit: str = "",
+        drop: Sequence[str] = (),
+        deny: bool = False,
     ) -> str:
         for _ in range(8):
             while response.status_code in (302, 303):
@@ -297,6 +322,8 @@ class Browser:
                 offered = re.findall(r'name="patient" id="p\d+" value="([^"]+)"', response.text)
                 assert patient in offered, offered
                 form["patient"] = patient
+            elif action[1].endswith("/visit"):
+                form["visit"] = visit
             else:
                 scopes = [
                     html.unescape(one) for one in re.findall(r'name="scope" id="s\d+" value="([^"]+)"', response.text)
@@ -370,7 +397,7 @@ def assertion(
     }
 
 
-async def who(http: httpx.AsyncClient, site: Site, token: str, **headers: str) -> httpx.Response:
+async def who(http: httpx.AsyncClient, site: Site, token: str, **headers: str | bytes) -> httpx.Response:
     return await http.get(site.url + "/whoami", headers={"Authorization": f"Bearer {token}", **headers})
 
 

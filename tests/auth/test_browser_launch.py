@@ -129,6 +129,11 @@ async def populate(secured: Secured, redirect: str) -> None:
              "subject": subject, "valueQuantity": {"value": 60 + number}}
             for number in range(3)
         ]  # fmt: skip
+    resources.append(
+        {"resourceType": "Encounter", "id": "p1-v", "status": "finished", "subject": {"reference": "Patient/p1"},
+         "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
+         "period": {"start": "2026-03-01T08:30:00+08:00"}, "type": [{"text": "血压复查"}]}
+    )  # fmt: skip
     for one in resources:
         put = await secured.http.put(f"{one['resourceType']}/{one['id']}", json=one, headers=everything)
         assert put.status_code == 201, put.text
@@ -140,7 +145,7 @@ async def populate(secured: Secured, redirect: str) -> None:
     ):
         await secured.authority.credentials.put_user(user)
     await secured.authority.credentials.put_client(
-        Client(id="pulse", name="Pulse", kind="public", redirect_uris=(redirect,), scopes=("launch", *STANDALONE))
+        Client(id="pulse", name="Pulse", kind="public", redirect_uris=(redirect,), scopes=("launch", "launch/encounter", *STANDALONE))
     )
 
 
@@ -189,6 +194,15 @@ async def test_a_practitioner_picks_a_patient_and_withholds_a_scope(clinic: Clin
     assert refresh["grant_type"] == "refresh_token"
     # The browser itself complains of what it blocks (style, form, CORS); two requests were meant to fail.
     assert len(report["console"]) == 2 and all("status of 40" in one for one in report["console"]), report["console"]
+
+
+async def test_a_patient_chooses_the_visit(clinic: Clinic) -> None:
+    scopes = (*STANDALONE, "launch/encounter")
+    report = await clinic.visit("ann", scopes, locale="zh-CN", width=320)
+    assert [page["name"] for page in report["pages"]] == ["login", "visit", "consent"]
+    check_pages(report, "zh-CN")
+    assert "2026-03-01 08:30 · 门诊 · 血压复查" in report["pages"][1]["text"]
+    assert set(report["app"]["granted"].split()) == set(scopes)
 
 
 async def test_a_patient_mistypes_and_is_told_so(clinic: Clinic) -> None:

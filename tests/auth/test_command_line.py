@@ -152,6 +152,22 @@ def test_keys_rotate_and_the_audit_verifies(served: str, data: Path) -> None:
     assert (wrong.returncode, "cut off" in wrong.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--tls-cert", "nowhere.pem"), "nowhere.pem: the file is not there"),
+        (("--tls-cert", __file__), "must be a certificate chain"),
+        (("--tls-key", __file__), "--tls-key needs --tls-cert"),
+    ],
+)
+def test_tls_that_cannot_be_is_told_at_once(
+    words: tuple[str, str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--port", "0", "--data-dir", str(tmp_path), *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_serve_does_tls_itself(tmp_path: Path, data: Path) -> None:
     """A chain and a key are all it takes; issuer and links are https then."""
     from cryptography import x509

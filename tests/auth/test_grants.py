@@ -108,7 +108,7 @@ async def test_an_asymmetric_app_with_a_user(
 
 
 async def test_an_ehr_launch_carries_its_context(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
-    ehr = (await redeem(http, site, await browser.authorize("doctor", scope="user/Patient.rs"))).json()
+    ehr = (await redeem(http, site, await browser.authorize("doctor", scope="user/*.rs"))).json()
     context = {"patient": "p2", "encounter": "e9", "fhirContext": [{"reference": "ImagingStudy/7"}], "client_id": "app"}
     asked = await http.post(
         site.auth + "/launch", json=context, headers={"Authorization": f"Bearer {ehr['access_token']}"}
@@ -136,6 +136,36 @@ async def test_a_launch_is_for_those_who_may_see_the_patient(
         asked = await http.post(site.auth + "/launch", json={"patient": patient}, headers=headers)
         assert asked.status_code == status, patient
     assert (await http.post(site.auth + "/launch", json={"patient": "p2"})).status_code == 401
+
+
+async def test_a_launch_passes_on_what_the_ehr_may_read(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
+    doctor = (await redeem(http, site, await browser.authorize("doctor", scope="user/*.rs"))).json()
+    few = (await redeem(http, site, await browser.authorize("doctor", scope="user/Patient.rs"))).json()
+    for token, encounter, status in ((doctor, "e9", 201), (doctor, "e8", 403), (doctor, "none", 403), (few, "e9", 403)):
+        asked = await http.post(
+            site.auth + "/launch",
+            json={"patient": "p2", "encounter": encounter},
+            headers={"Authorization": f"Bearer {token['access_token']}"},
+        )
+        assert asked.status_code == status, encounter
+        assert status == 201 or "does not reach this encounter" in asked.text
+
+
+async def test_a_person_picks_the_visit(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
+    scope = "launch/encounter patient/*.rs"
+    token = (await redeem(http, site, await browser.authorize("doctor", scope=scope, patient="p3", visit="e8"))).json()
+    assert (token["patient"], token["encounter"]) == ("p3", "e8")
+    assert token["need_patient_banner"] is True
+    page = browser.pages[-2]
+    assert page.index("2026-04-01 · outpatient") < page.index("2026-03-01 08:30 · emergency · chest pain")
+    assert "e9" not in page, "it is another patient's"
+    token = (await redeem(http, site, await browser.authorize("doctor", scope=scope, patient="p3"))).json()
+    assert "encounter" not in token
+    assert token["scope"] == "patient/*.rs", "what was not granted is not among the scopes"
+    token = (await redeem(http, site, await browser.authorize("doctor", scope=scope, patient="p1"))).json()
+    assert token["scope"] == "patient/*.rs", "without visits there is nothing to choose"
+    flow = await browser.authorize("doctor", scope=scope, patient="p3", visit="e9")
+    assert flow.answer["error"] == "access_denied"
 
 
 async def test_a_practitioner_picks_the_patient(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
@@ -292,7 +322,10 @@ async def test_breaking_the_glass_needs_a_practitioner_and_a_reason(
     nurse = (await redeem(http, site, await browser.authorize("nurse", scope="user/*.rs"))).json()["access_token"]
     seen = (await who(http, site, nurse, **{"X-Break-Glass": "unconscious in the emergency room"})).json()
     assert (seen["patients"], seen["clearance"], seen["purpose"]) == (None, "V", "unconscious in the emergency room")
-    assert (await who(http, site, nurse, **{"X-Break-Glass": "x"})).status_code == 400
+    for short in ("x", "昏迷".encode(), "%20" * 9):
+        assert (await who(http, site, nurse, **{"X-Break-Glass": short})).status_code == 400
+    for reason in ("病人昏迷".encode(), "%E7%97%85%E4%BA%BA%E6%98%8F%E8%BF%B7"):
+        assert (await who(http, site, nurse, **{"X-Break-Glass": reason})).json()["purpose"] == "病人昏迷"
     other = Browser(site)
     ann = (await redeem(http, site, await other.authorize("ann"))).json()["access_token"]
     await other.close()

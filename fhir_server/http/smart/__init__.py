@@ -29,6 +29,7 @@ def routes(base_path: str = "/fhir") -> list[Route]:
         Route(f"{base_path}/auth/continue", pages.go_on, methods=["GET"]),
         Route(f"{base_path}/auth/login", pages.login, methods=["POST"]),
         Route(f"{base_path}/auth/patient", pages.patient, methods=["POST"]),
+        Route(f"{base_path}/auth/visit", pages.visit, methods=["POST"]),
         Route(f"{base_path}/auth/consent", pages.consent, methods=["POST"]),
         Route(f"{base_path}/auth/logout", pages.logout, methods=["GET"]),
         Route(f"{base_path}/auth/style.css", pages.style, methods=["GET"]),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 from fhir_server.auth.authority import Authority
 from fhir_server.auth.principal import Principal
 from fhir_server.errors import BadRequest, Forbidden, Unauthorized
 
 BREAK_GLASS = b"x-break-glass"
-SHORTEST_REASON, LONGEST_REASON = 8, 200
+SHORTEST_REASON, LONGEST_REASON = 8, 200  # bytes of UTF-8 (three Chinese characters say as much as a word); characters
 
 
 async def everybody(scope: MutableMapping[str, Any]) -> Principal:
@@ -53,11 +54,14 @@ class Bearer:
 
 def _break_glass(principal: Principal, reason: bytes) -> Principal:
     """`X-Break-Glass: why`: a practitioner sees what consents, labels and care teams hide; every access is audited as such."""
-    text = reason.decode("utf-8", "replace").strip()
+    text = unquote(reason.decode("utf-8", "replace")).strip()  # a browser sends no other letters than Latin ones
     if "practitioner" not in principal.roles:
         raise Forbidden("Only practitioners may break the glass")
-    if not SHORTEST_REASON <= len(text) <= LONGEST_REASON or not text.isprintable():
-        raise BadRequest(f"X-Break-Glass must say why, in {SHORTEST_REASON} to {LONGEST_REASON} characters")
+    if len(text.encode()) < SHORTEST_REASON or len(text) > LONGEST_REASON or not text.isprintable():
+        raise BadRequest(
+            f"X-Break-Glass must say why: {SHORTEST_REASON} Latin or 3 Chinese characters at least, "
+            f"{LONGEST_REASON} at most, in UTF-8 or percent-encoded"
+        )
     return replace(principal.breaking_glass(text), patients=None)
 
 

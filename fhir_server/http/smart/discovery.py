@@ -26,6 +26,7 @@ CAPABILITIES = (
     "context-banner",
     "context-ehr-patient",
     "context-ehr-encounter",
+    "context-standalone-encounter",
     "context-standalone-patient",
     "permission-offline",
     "permission-online",

@@ -1,11 +1,10 @@
-"""The pages a person sees: log in, choose the patient, consent. Plain HTML without scripts; each step is a form.
+"""The pages a person sees: log in, choose the patient (and the visit), consent. Plain HTML without scripts; each step is a form.
 
 https://hl7.org/fhir/smart-app-launch/STU2.2/app-launch.html#obtain-authorization-code
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from fhir_server.auth.authority import Authority
 from fhir_server.auth.authorization import Refused, Request, Session
 from fhir_server.auth.oauth import OAuthError, invalid_request, new_secret
 from fhir_server.errors import FhirError, TooManyRequests
+from fhir_server.http.smart import choices
 from fhir_server.http.smart.wire import Endpoint, address_of, authority_of, form_pairs
 from fhir_server.http.smart.words import WORDS, in_words, language
-from fhir_server.store.credentials import Client, User
+from fhir_server.store.credentials import Client
 
 FOLDER = Path(__file__).parent / "templates"
-SHOWN = 20  # patients in the picker
 
 
 @cache
@@ -102,33 +101,21 @@ async def go_on(request: HttpRequest) -> Response:
         to = wanted.redirect_uri
         return page(request, "login.html", leads_to=to, request_id=wanted.id, client=client, name="")
     wanted = await authority.authorizations.settle_patient(wanted, session.user)
+    about: dict[str, Any] = {"leads_to": wanted.redirect_uri, "request_id": wanted.id, "client": client}
     if wanted.needs_patient and not wanted.patient:
         query = request.query_params.get("q", "").strip()[:100]
-        patients = [_described(one) for one in await _candidates(authority, session.user, query)]
-        return page(
-            request,
-            "patient.html",
-            leads_to=wanted.redirect_uri,
-            request_id=wanted.id,
-            client=client,
-            query=query,
-            patients=patients,
-        )
+        patients = await choices.patients(authority, session.user, query)
+        return page(request, "patient.html", query=query, patients=patients, **about)
+    if wanted.needs_visit:
+        visits = await choices.visits(authority, session.user, wanted.patient)
+        if visits:
+            return page(request, "visit.html", visits=visits, **about)
     offered = await authority.authorizations.offered(wanted, session.user)
     lang = language(request.query_params.get("ui_locales") or request.headers.get("accept-language", ""))
     scopes = [{"scope": scope, "words": in_words(scope, lang)} for scope in offered]
-    patient = await _patient_name(authority, wanted.patient) if wanted.patient else ""
+    patient = await choices.patient_name(authority, session.user, wanted.patient) if wanted.patient else ""
     user = session.user.display or session.user.name
-    return page(
-        request,
-        "consent.html",
-        leads_to=wanted.redirect_uri,
-        request_id=wanted.id,
-        client=client,
-        scopes=scopes,
-        patient=patient,
-        user=user,
-    )
+    return page(request, "consent.html", scopes=scopes, patient=patient, user=user, **about)
 
 
 @shown
@@ -167,7 +154,27 @@ async def patient(request: HttpRequest) -> Response:
     wanted, _, session = await _where(request, values.get("request", ""))
     if session is None:
         return _go_on(authority, wanted)
-    wanted = await authority.authorizations.choose_patient(wanted, session.user, values.get("patient", ""))
+    chosen = values.get("patient", "")
+    if not await choices.patients(authority, session.user, id=chosen):
+        raise authority.authorizations.out_of_reach(wanted)
+    wanted = await authority.authorizations.choose_patient(wanted, session.user, chosen)
+    return _go_on(authority, wanted, values.get("ui_locales", ""))
+
+
+@shown
+async def visit(request: HttpRequest) -> Response:
+    authority = authority_of(request)
+    values = dict(await form_pairs(request))
+    wanted, _, session = await _where(request, values.get("request", ""))
+    if session is None or not wanted.needs_visit:
+        return _go_on(authority, wanted)
+    wanted = await authority.authorizations.settle_patient(wanted, session.user)
+    if not wanted.patient:
+        return _go_on(authority, wanted)
+    chosen = values.get("visit", "")
+    if chosen and chosen not in {one["id"] for one in await choices.visits(authority, session.user, wanted.patient)}:
+        raise authority.authorizations.out_of_reach(wanted)
+    wanted = await authority.authorizations.choose_visit(wanted, chosen)
     return _go_on(authority, wanted, values.get("ui_locales", ""))
 
 
@@ -213,35 +220,6 @@ async def _where(request: HttpRequest, id: str) -> tuple[Request, Client, Sessio
     wanted, client = await authority.authorizations.find(id, browser)
     session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""))
     return wanted, client, session
-
-
-async def _candidates(authority: Authority, user: User, query: str) -> list[Mapping[str, Any]]:
-    if authority.records is None:
-        return []
-    patients = await authority.authorizations.patients(user)
-    if patients is None:
-        parameters = [("active:not", "false"), *([("name", query)] if query else [])]
-        found = await authority.records.find("Patient", *parameters, limit=SHOWN * 2)
-    else:
-        found = await authority.records.find("Patient", ("_id", ",".join(sorted(patients)[:500])))
-        found = [one for one in found if not query or query.lower() in _described(one)["name"].lower()]
-    return [one for one in found if await authority.authorizations.may_choose(user, str(one["id"]))][:SHOWN]
-
-
-async def _patient_name(authority: Authority, id: str) -> str:
-    found = await authority.records.find("Patient", ("_id", id)) if authority.records is not None else ()
-    return _described(found[0])["name"] if found else id
-
-
-def _described(resource: Mapping[str, Any]) -> dict[str, str]:
-    name: Mapping[str, Any] = next(iter(resource.get("name") or ()), {})
-    text = name.get("text") or " ".join([*(name.get("given") or ()), name.get("family") or ""]).strip()
-    return {
-        "id": str(resource["id"]),
-        "name": text or str(resource["id"]),
-        "born": str(resource.get("birthDate", "")),
-        "gender": str(resource.get("gender", "")),
-    }
 
 
 def _go_on(authority: Authority, wanted: Request, locales: str = "") -> Response:

@@ -125,6 +125,13 @@ const steps = {
     await tabTo((one) => one.tag === "button");
     await press("Enter");
   },
+  async visit() {
+    await meet("visit");
+    await tabTo((one) => one.type === "radio");
+    await page.keyboard.press("Space");
+    await tabTo((one) => one.tag === "button");
+    await press("Enter");
+  },
   async consent() {
     await meet("consent");
     for (const scope of job.drop) {
