@@ -202,11 +202,12 @@ class Policy:
         """Whether an update may create under an id of the client's choice.
 
         For one who is limited to some patients it may not: whether it works would tell whether the id is taken by a
-        resource of somebody else. Refuse with `refuse_write` whenever nothing is visible, there or not.
+        resource of somebody else. Refuse with `refuse_write` whenever nothing is visible, there or not. One who sees
+        everybody may, though some object and some resources are labelled: otherwise one patient's objection would end
+        every service's PUT. What is learnt by it is that an id, guessed as a whole, is taken.
         """
         return principal.everything or any(
-            one.patients is None and not one.parameters and not one.excluded
-            for one in self._alternatives(principal, "u", resource_type)
+            one.patients is None and not one.parameters for one in self._alternatives(principal, "u", resource_type)
         )
 
     def refuse_write(self, resource_type: str) -> Forbidden:

@@ -145,7 +145,13 @@ async def populate(secured: Secured, redirect: str) -> None:
     ):
         await secured.authority.credentials.put_user(user)
     await secured.authority.credentials.put_client(
-        Client(id="pulse", name="Pulse", kind="public", redirect_uris=(redirect,), scopes=("launch", "launch/encounter", *STANDALONE))
+        Client(
+            id="pulse",
+            name="Pulse",
+            kind="public",
+            redirect_uris=(redirect,),
+            scopes=("launch", "launch/encounter", *STANDALONE),
+        )
     )
 
 

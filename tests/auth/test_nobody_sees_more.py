@@ -580,12 +580,8 @@ class Case:
                 await self.like_never_there("DELETE", version.key, version.id, "crud")
 
     def limited(self, kind: str) -> bool:
-        """One who sees every patient may choose ids, and learns which are taken (labels alone are no limit here)."""
-        return (
-            self.token.reach is not None
-            or bool(self.token.excluded)
-            or all(scope[0] == "patient" for scope in self.token.scopes)
-        )
+        """One who sees every patient may choose ids, and learns which are taken (labels and objections are no limit here)."""
+        return self.token.reach is not None or all(scope[0] == "patient" for scope in self.token.scopes)
 
     async def conditional(self) -> None:
         """Criteria that only an invisible resource meets must find nothing."""

@@ -130,6 +130,12 @@ async def test_consent_takes_a_patient_out(secured: Secured, put: Put, records: 
     await put(consent("n1", "c1", {"type": "deny"}))
     assert await seen(secured, doctor) == await seen(secured, other) == await seen(secured, service) == {"c2", "c3"}
     assert await seen(secured, own) == {"c1"}, "nobody is kept from the own record"
+    writer = await secured.token("system/*.cruds", client="service")
+    other_patient = {**write, "subject": {"reference": "Patient/c2"}}
+    for id, body, status in (("chosen", other_patient, 201), ("o-c1", other_patient, 403), ("chosen-2", write, 403)):
+        answer = await secured.http.put(f"Observation/{id}", json={**body, "id": id}, headers=writer)
+        assert answer.status_code == status, "one patient's objection ends no service's work for the others"
+    assert (await secured.http.delete("Observation/chosen", headers=writer)).status_code == 204
     exception = {"type": "deny", "provision": [{"type": "permit", "actor": actor("Practitioner/d1")}]}
     await put(consent("n1", "c1", exception))
     assert (await seen(secured, doctor), await seen(secured, other)) == (everyone, {"c2", "c3"})
