@@ -38,6 +38,7 @@ class Authority:
     clients: Clients
     grants: Grants
     authorizations: Authorizations
+    external: ExternalIssuer | None  # whose tokens count, and to which apps are sent
     logins: LoginLimit
     rate: RateLimit
     token_rate: RateLimit
@@ -133,6 +134,7 @@ def build(
         clients=Clients(credentials, passwords, remote_keys, token_url=lambda: f"{base}/auth/token", now=now),
         grants=grants,
         authorizations=Authorizations(credentials, grants, reach, issuer=base, audience=base, now=now),
+        external=other,
         logins=LoginLimit(credentials, now=now),
         rate=RateLimit(settings.rate_limit),
         token_rate=RateLimit(20),

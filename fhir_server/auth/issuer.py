@@ -21,6 +21,7 @@ from fhir_server.store.credentials import User
 
 ALGORITHMS = {"RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "EC": ("ES256", "ES384", "ES512")}
 LEEWAY = 5
+CONFIGURATION_SECONDS = 300
 KINDS = {"Patient": "patient", "RelatedPerson": "related-person", "Practitioner": "practitioner"}
 
 
@@ -56,6 +57,20 @@ class ExternalIssuer:
         self._jwks_url = jwks_url
         self._mapped = mapped
         self._now = now
+        self._configuration: tuple[float, Mapping[str, Any]] = (-CONFIGURATION_SECONDS, {})
+
+    async def configuration(self) -> Mapping[str, Any]:
+        """Its OpenID discovery document, remembered for five minutes. Raises Unavailable."""
+        if self._now() - self._configuration[0] >= CONFIGURATION_SECONDS:
+            url = f"{self.issuer.rstrip('/')}/.well-known/openid-configuration"
+            try:
+                found = await self._keys.document(url)
+            except Unreachable as error:
+                raise Unavailable(f"The token issuer's configuration: {error}", retry_after=5) from None
+            if found.get("issuer") != self.issuer:
+                raise Unavailable("The token issuer's configuration names another issuer", retry_after=60)
+            self._configuration = (self._now(), found)
+        return self._configuration[1]
 
     async def principal(self, token: str) -> Principal:
         claims = await self._claims(token)
@@ -127,11 +142,9 @@ class ExternalIssuer:
         return claims
 
     async def _published(self, kid: str) -> list[dict[str, Any]]:
+        url = self._jwks_url or str((await self.configuration()).get("jwks_uri", ""))
         try:
-            if not self._jwks_url:
-                url = f"{self.issuer.rstrip('/')}/.well-known/openid-configuration"
-                self._jwks_url = str((await self._keys.document(url)).get("jwks_uri", ""))
-            return await self._keys.keys(self._jwks_url, kid, trusted=True)
+            return await self._keys.keys(url, kid, trusted=True)
         except Unreachable as error:
             raise Unavailable(f"The token issuer's keys: {error}", retry_after=5) from None
 

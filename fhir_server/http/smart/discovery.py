@@ -5,6 +5,7 @@ https://hl7.org/fhir/smart-app-launch/STU2.2/conformance.html
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from fhir_server.auth.authority import Authority
 from fhir_server.auth.clients import ASSERTION_ALGORITHMS
 from fhir_server.auth.keys import ALGORITHM
-from fhir_server.http.smart.wire import authority_of
+from fhir_server.http.smart.wire import authority_of, oauth
 
 CAPABILITIES = (
     "launch-ehr",
@@ -51,6 +52,25 @@ SCOPES = (
 WAYS = ("client_secret_basic", "client_secret_post", "private_key_jwt")
 
 
+# Of an external issuer: what the FHIR base does itself, what else its document may name, and what follows from that.
+ENFORCED = ("permission-patient", "permission-user", "permission-v1", "permission-v2")
+ALSO = ("registration_endpoint", "management_endpoint")
+FOLLOWS = (
+    ("code_challenge_methods_supported", "S256", ("client-public",)),
+    ("token_endpoint_auth_methods_supported", "client_secret_basic", ("client-confidential-symmetric",)),
+    ("token_endpoint_auth_methods_supported", "private_key_jwt", ("client-confidential-asymmetric",)),
+    ("scopes_supported", "openid", ("sso-openid-connect",)),
+    ("scopes_supported", "offline_access", ("permission-offline",)),
+    ("scopes_supported", "online_access", ("permission-online",)),
+    ("scopes_supported", "launch", ("launch-ehr", "context-ehr-patient")),
+    ("scopes_supported", "launch/patient", ("launch-standalone", "context-standalone-patient")),
+)
+
+
+def _told(theirs: Mapping[str, Any]) -> list[str]:
+    return [name for where, what, names in FOLLOWS if what in (theirs.get(where) or ()) for name in names]
+
+
 def configuration(authority: Authority) -> dict[str, Any]:
     auth = authority.auth_url
     answer: dict[str, Any] = {
@@ -75,8 +95,17 @@ def configuration(authority: Authority) -> dict[str, Any]:
     return answer
 
 
+@oauth
 async def smart_configuration(request: Request) -> Response:
-    answer = {**configuration(authority_of(request)), "capabilities": list(CAPABILITIES)}
+    """Ours; or where an external issuer lets people log in, that one's, as far as its own discovery document says it."""
+    authority = authority_of(request)
+    if authority.external is None:
+        answer = {**configuration(authority), "capabilities": list(CAPABILITIES)}
+    else:
+        theirs = await authority.external.configuration()
+        answer = {name: theirs[name] for name in configuration(authority) if name in theirs}
+        answer |= {name: theirs[name] for name in ALSO if name in theirs}
+        answer["capabilities"] = [*ENFORCED, *_told(theirs)]
     return JSONResponse(answer, headers={"Cache-Control": "max-age=300"})
 
 
@@ -102,10 +131,10 @@ def security(authority: Authority) -> dict[str, Any]:
     """CapabilityStatement.rest.security. https://hl7.org/fhir/smart-app-launch/STU2.2/conformance.html"""
     uris = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
     parts = [("authorize", "authorize"), ("token", "token"), ("introspect", "introspect"), ("revoke", "revoke")]
+    ours = [{"url": uris, "extension": [{"url": n, "valueUri": f"{authority.auth_url}/{p}"} for n, p in parts]}]
     return {
-        "extension": [
-            {"url": uris, "extension": [{"url": n, "valueUri": f"{authority.auth_url}/{p}"} for n, p in parts]}
-        ],
+        # An external issuer's are in the SMART configuration, which is asked for when it is needed.
+        **({"extension": ours} if authority.external is None else {}),
         "cors": True,
         "service": [
             {
