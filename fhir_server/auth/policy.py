@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from fhir_server.auth.labels import CONFIDENTIALITY, hidden, label_of
 from fhir_server.auth.principal import Principal
 from fhir_server.auth.scopes import PERMISSIONS, Scope
 from fhir_server.errors import FhirError, Forbidden, Unauthorized
@@ -102,9 +103,6 @@ SHARED = frozenset({
 })
 # fmt: on
 HIDDEN_FROM_LIMITED = frozenset({"Group"})
-
-CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
-_LABELS = {"N": ("R", "V"), "R": ("V",), "V": ()}  # clearance → labels that stay hidden
 
 
 class Policy:
@@ -297,19 +295,18 @@ def _reach(
 
 def hidden_labels(principal: Principal) -> tuple[tuple[str, str], ...]:
     """Search pairs that keep out what the principal has no clearance for."""
-    labels = _LABELS.get(principal.clearance, ("R", "V"))
+    labels = hidden(principal.clearance)
     if not labels:
         return ()
     return (("_security:not", ",".join(f"{CONFIDENTIALITY}|{label}" for label in labels)),)
 
 
 def _is_hidden(principal: Principal, stored: Stored) -> bool:
-    labels = _LABELS.get(principal.clearance, ("R", "V"))
+    labels = hidden(principal.clearance)
     # Most resources carry no label at all, and parsing costs more than the rest of the decision.
     if not labels or b'"security"' not in stored.raw:
         return False
-    security = (load(stored.raw).get("meta") or {}).get("security") or ()
-    return any(label.get("system") == CONFIDENTIALITY and label.get("code") in labels for label in security)
+    return label_of(load(stored.raw)) in labels
 
 
 def _everything(resource_type: str) -> Restriction:

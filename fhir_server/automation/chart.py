@@ -6,6 +6,7 @@ from bisect import insort
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from fhir_server.auth.labels import highest, label_of
 from fhir_server.automation.terms import Code, codes_of
 from fhir_server.model.dates import DateError, interval
 from fhir_server.model.resource import Resource
@@ -53,7 +54,7 @@ _CODED: Mapping[str, tuple[str, ...]] = {
 class Reading:
     """One resource: its time (ms; the start of what it covers), its codes, and what has been worked out about it."""
 
-    __slots__ = ("at", "codes", "key", "memo", "reference", "resource", "stored", "usable")
+    __slots__ = ("at", "codes", "key", "label", "memo", "reference", "resource", "stored", "usable")
 
     def __init__(self, resource: Resource, stored: Stored | None = None) -> None:
         self.resource = resource
@@ -63,6 +64,7 @@ class Reading:
         self.at = time_of(resource)
         self.codes = frozenset(codes(resource, "code"))
         self.usable = usable(resource)
+        self.label = label_of(resource)
         self.memo: dict[Any, Any] = {}
 
     def __lt__(self, other: Reading) -> bool:
@@ -161,6 +163,7 @@ class Chart:
         self._readings: dict[Key, Reading] = {}
         self._types: dict[str, list[Reading]] = {}
         self._codes: dict[tuple[str, Code], list[Reading]] = {}
+        self._labelled: dict[str, str] = {}  # reference → label, of what has one
         self.answers = Answers()
         for resource in resources:
             self.put(Reading(resource))
@@ -177,6 +180,8 @@ class Chart:
         self.drop(reading.key)
         self.version ^= _mark(reading)
         self._readings[reading.key] = reading
+        if reading.label:
+            self._labelled[reading.reference] = reading.label
         resource_type = reading.key[0]
         self.answers.changed(resource_type, reading.codes)
         insort(self._types.setdefault(resource_type, []), reading)
@@ -188,6 +193,7 @@ class Chart:
         if found is None:
             return
         self.version ^= _mark(found)
+        self._labelled.pop(found.reference, None)
         self.answers.changed(key[0], found.codes)
         self._types[key[0]].remove(found)
         for code in found.codes:
@@ -203,6 +209,15 @@ class Chart:
             self.drop(key)
         else:
             self.put(Reading(load(stored.raw), stored))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether anything in it is."""
+        return bool(self._labelled)
+
+    def label(self, references: Iterable[str]) -> str:
+        """The highest confidentiality label among these of its resources."""
+        return highest(self._labelled.get(one, "") for one in references) if self._labelled else ""
 
     def of_type(self, resource_type: str) -> list[Reading]:
         """Oldest first."""

@@ -108,18 +108,20 @@ class _Writer:
         """The versions, each with its Provenance."""
         for key, (resource, change) in self._made.items():
             slot = change.slot
-            if not self.put(resource, self._current.get(key), slot.rule, change.rule):
-                continue
-            self.effects.written.append((slot.rule, key[0]))
             proposal = change.proposal
+            if self.put(resource, self._current.get(key), slot.rule, change.rule):
+                self.effects.written.append((slot.rule, key[0]))
+            elif proposal is None or not proposal.label:  # a person had labelled it already, but not its Provenance
+                continue
             decision = self._outcome.decisions.get(slot.rule)
             trails: list[Trail] = [proposal.trail] if proposal is not None and proposal.trail is not None else []
             if proposal is None and decision is not None:
                 trails = decision.trails
             sources = proposal.sources if proposal is not None else (decision.sources if decision is not None else ())
+            label = proposal.label if proposal is not None else decision.label if decision is not None else ""
             self._provenance(
                 provenance_id(self._outcome.patient, slot.key, change.n), "/".join(key), slot.rule, change.rule,
-                sources, trails, proposal is None,
+                sources, trails, proposal is None, label,
             )  # fmt: skip
 
     def tags_provenance(self, rules: Sequence[str]) -> None:
@@ -133,17 +135,17 @@ class _Writer:
         stored = self._current.get(("Provenance", tags_provenance_id(self._outcome.patient)))
         existing = load(stored.raw) if stored is not None and not stored.deleted else None
         gone = [rule for rule in rules if not self._outcome.decisions[rule].tags]
-        resource = of_tags(self._outcome.patient, sections, existing, gone, self._now)
+        resource = of_tags(self._outcome.patient, sections, existing, gone, self._now, self._outcome.label)
         self.put(resource, stored, rules[-1], checked=True)
 
     def _provenance(
         self, id: str, target: str, rule: str, canonical: str, sources: Sequence[str], trails: Sequence[Trail],
-        withdrawn: bool,
+        withdrawn: bool, label: str,
     ) -> None:  # fmt: skip
         known = self._book.by_url.get(rule)
         resource = provenance(
             id, target=target, rule=canonical, rule_id=known.id if known is not None else "",
-            event=self._event(rule), sources=sources, trails=trails, now=self._now, withdrawn=withdrawn,
+            event=self._event(rule), sources=sources, trails=trails, now=self._now, withdrawn=withdrawn, label=label,
         )  # fmt: skip
         self.put(resource, self._current.get(("Provenance", id)), rule, canonical, checked=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -68,7 +68,7 @@ class Propose:
     `action` names it within its rule; with `scope` (a reference, or empty) it is its identity for this patient.
     `focus` is what triggered it; `raises` is false where that is too old to start anything new. `within`: a Task is due
     so many ms after it was raised, whatever else arrives in between; `renewed` is false where another input alone makes
-    it no other.
+    it no other. `label`: the confidentiality that the inputs ask for.
     """
 
     action: str
@@ -81,6 +81,11 @@ class Propose:
     trail: Trail | None = None
     within: int | None = None
     renewed: bool = True
+    label: str = ""
+
+    def used(self) -> Iterable[str]:
+        """References of everything it rests on."""
+        return (*self.sources, *(self.trail.sources() if self.trail is not None else ()))
 
 
 Proposal = Tag | Interpretation | Propose
@@ -99,6 +104,7 @@ class Decision:
     looked: list[str] = field(default_factory=list)  # those of them that were there
     due: int | None = None  # when time alone may change the answer, ms
     trails: list[Trail] = field(default_factory=list)
+    label: str = ""  # the confidentiality of what its tags rest on
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from fhir_server.auth.labels import CONFIDENTIALITY
 from fhir_server.automation.ledger import identity
 from fhir_server.automation.proposals import Seen, Trail
 from fhir_server.automation.vocabulary import DEVICE, Element, split_canonical, structure, value
@@ -38,11 +39,12 @@ def provenance(
     trails: Iterable[Trail],
     now: int,
     withdrawn: bool = False,
+    label: str = "",
 ) -> Resource:
-    """One Provenance a derived resource; its own history follows the resource's."""
+    """One Provenance a derived resource; its own history follows the resource's. `label`: the highest of its inputs."""
     entities = [_rule(rule, rule_id), *(_source(source) for source in sources[:MOST_SOURCES])]
     told = _told(rule, event, [trail.lines() for trail in trails])
-    return _resource(id, target, [rule], told, entities, now, withdrawn)
+    return _labelled(_resource(id, target, [rule], told, entities, now, withdrawn), label)
 
 
 def section(rule: str, rule_id: str, event: str, sources: Sequence[str], trails: Iterable[Trail]) -> Element:
@@ -56,9 +58,17 @@ def section(rule: str, rule_id: str, event: str, sources: Sequence[str], trails:
 
 
 def of_tags(
-    patient: str, sections: Iterable[Element], existing: Resource | None, gone: Iterable[str], now: int
+    patient: str,
+    sections: Iterable[Element],
+    existing: Resource | None,
+    gone: Iterable[str],
+    now: int,
+    label: str,
 ) -> Resource:
-    """The Provenance of all the patient's tags: `sections` take the place of those of the same rules; `gone` (urls) go."""
+    """The Provenance of all the patient's tags: `sections` take the place of those of the same rules; `gone` (urls) go.
+
+    `label`: the highest of the inputs of them all.
+    """
     kept: dict[str, Element] = {}
     for one in (*((existing or {}).get("extension", ())), *sections):
         kept[split_canonical(str(value(one["extension"][0])))[0]] = one
@@ -74,7 +84,13 @@ def of_tags(
     rules = [str(value(one["extension"][0])) for one in kept.values()]
     id = tags_provenance_id(patient)
     made = _resource(id, f"Patient/{patient}", rules, list(kept.values()), entities, now, not kept)
-    return {name: content for name, content in made.items() if content}
+    told = {name: content for name, content in made.items() if content}
+    return _labelled(told, label)
+
+
+def _labelled(resource: Resource, label: str) -> Resource:
+    """It tells the values its inputs had, so that it is for those who may see them."""
+    return {**resource, "meta": {"security": [{"system": CONFIDENTIALITY, "code": label}]}} if label else resource
 
 
 def _told(rule: str, event: str, trails: Iterable[Iterable[Seen]]) -> list[dict[str, Any]]:

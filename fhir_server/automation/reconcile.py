@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fhir_server.auth.labels import CONFIDENTIALITY, highest, label_of
 from fhir_server.automation.follow_up import PRIORITIES
 from fhir_server.automation.ledger import Ledger, Slot, identity, slot_key
 from fhir_server.automation.proposals import EPISODES, Decision, Propose
@@ -104,7 +105,7 @@ def _wanted(patient: str, key: str, proposal: Propose, decision: Decision, ledge
 
 def digest(proposal: Propose) -> str:
     """Changes exactly when there is something new to say."""
-    body = dump([proposal.resource, proposal.sources if proposal.renewed else ()])
+    body = dump([proposal.resource, proposal.sources if proposal.renewed else (), *filter(None, [proposal.label])])
     return hashlib.blake2b(body, digest_size=9).hexdigest()
 
 
@@ -124,12 +125,16 @@ def _withdrawn_by_us(resource: Resource) -> bool:
 
 def realize(change: Change, existing: Resource | None, now: int, patient: str) -> Resource | None:
     """The resource as it shall be stored, built on what is there; None where there is nothing to withdraw."""
-    slot = change.slot
     if change.proposal is None:
         return None if existing is None else withdrawn(existing)
-    made = change.proposal.resource
-    if change.proposal.within is not None and change.key[0] == "Task":
-        made = {**made, "restriction": {"period": {"end": instant(slot.begun + change.proposal.within)}}}
+    resource = _made(change, change.proposal, existing, now, patient)
+    return labelled(resource, change.proposal.label, change.rule)
+
+
+def _made(change: Change, proposal: Propose, existing: Resource | None, now: int, patient: str) -> Resource:
+    slot, made = change.slot, proposal.resource
+    if proposal.within is not None and change.key[0] == "Task":
+        made = {**made, "restriction": {"period": {"end": instant(slot.begun + proposal.within)}}}
     resource_type, id = change.key
     identifier = {"system": IDENTIFIERS, "value": f"{slot.key}|{patient}|{change.n}"}
     if existing is None or resource_type not in EPISODES:
@@ -167,6 +172,18 @@ def realize(change: Change, existing: Resource | None, now: int, patient: str) -
     return resource
 
 
+def labelled(resource: Resource, label: str, rule: str) -> Resource:
+    """With the confidentiality of what it was derived from (it says what those said); a person's labels stay."""
+    meta = resource.get("meta", {})
+    kept = [one for one in meta.get("security", ()) if not set_by_rule(one)]
+    if label and highest([label_of({"meta": {"security": kept}}), label]) == label:
+        kept.append({"extension": [{"url": SET_BY, "valueCanonical": rule}], "system": CONFIDENTIALITY, "code": label})
+    if kept == meta.get("security", []):
+        return resource
+    changed = {**meta, "security": kept}
+    return {**resource, "meta": {name: value for name, value in changed.items() if value}}
+
+
 def withdrawn(existing: Resource) -> Resource:
     """What nothing supports any more: kept, and said to be so."""
     resource_type = existing["resourceType"]
@@ -193,14 +210,22 @@ def tags_wanted(ledger: Ledger) -> dict[tuple[str, str], tuple[str, str]]:
     """(system, code) → (display, rule url): what every rule together wants on the patient."""
     wanted: dict[tuple[str, str], tuple[str, str]] = {}
     for rule in sorted(ledger.tags):
-        for system, code, display in ledger.tags[rule]:
+        for system, code, display, *_ in ledger.tags[rule]:
             wanted.setdefault((system, code), (display, rule))
     return wanted
 
 
+def tags_label(ledger: Ledger) -> str:
+    """The highest confidentiality of what any tag rests on."""
+    return highest(label for tags in ledger.tags.values() for tag in tags for label in tag[3:])
+
+
 def take_tags(decision: Decision, ledger: Ledger) -> bool:
-    """Notes the rule's tags; true if they are others than before."""
-    tags = sorted({(tag.system, tag.code): [tag.system, tag.code, tag.display] for tag in decision.tags}.values())
+    """Notes the rule's tags, with the label of what they rest on; true if they are others than before."""
+    more = [decision.label] if decision.label else []
+    tags = sorted(
+        {(tag.system, tag.code): [tag.system, tag.code, tag.display, *more] for tag in decision.tags}.values()
+    )
     if tags == ledger.tags.get(decision.rule, []):
         return False
     if tags:

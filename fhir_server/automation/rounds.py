@@ -6,7 +6,7 @@ Rules run in the order in which they build on each other; what one derives, the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fhir_server.automation import tags
 from fhir_server.automation.chart import Chart, Reading, patients_of
@@ -22,6 +22,7 @@ from fhir_server.automation.reconcile import (
     interpreted,
     realize,
     reconcile,
+    tags_label,
     tags_wanted,
     take_tags,
 )
@@ -87,6 +88,7 @@ class Outcome:
     failed: list[tuple[str, str]] = field(default_factory=list)  # (rule url, error)
     deferred: list[str] = field(default_factory=list)  # rules that are worked out elsewhere
     explained: bool = False  # there was a Provenance of the tags before
+    label: str = ""  # of that Provenance
 
     def follow(self, other: Outcome) -> None:
         """Takes in what the next step of the same round decided."""
@@ -249,6 +251,9 @@ def run(
             outcome.failed.append((rule.url, ledger.failures[rule.url].error))
             continue
         ledger.failures.pop(rule.url, None)
+        if chart.labelled:
+            decision.proposals = [replace(one, label=chart.label(one.used())) for one in decision.proposals]
+            decision.label = chart.label(decision.sources)
         event = queue[position].event
         if event is not None and len(event.cause.chain) >= MAX_CHAIN and _would_change(chart.id, decision, ledger, now):
             outcome.changes.extend(_cut(chart.id, ledger, rule, event, now))
@@ -268,6 +273,7 @@ def tag(book: Rulebook, chart: Chart, ledger: Ledger, outcome: Outcome) -> None:
     if patient is not None:
         canonicals = {rule.url: rule.canonical for rule in book.rules}
         outcome.tagged = tags.tagged(patient.resource, tags_wanted(ledger), canonicals)
+    outcome.label = tags_label(ledger)
 
 
 def _conclude(

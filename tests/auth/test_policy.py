@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fhir_server.auth.policy import CONFIDENTIALITY, Policy, Principal
+from fhir_server.auth.labels import CONFIDENTIALITY
+from fhir_server.auth.policy import Policy, Principal
 from fhir_server.auth.scopes import resource_scopes, split
 from fhir_server.errors import Forbidden, Unauthorized
 from fhir_server.model.resource import dump

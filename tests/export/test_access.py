@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fhir_server.auth.policy import CONFIDENTIALITY
+from fhir_server.auth.labels import CONFIDENTIALITY
 from fhir_server.search import stream
 from fhir_server.store.credentials import Client
 from tests.auth.conftest import EVERY_SCOPE, REDIRECT, Secured, secured_application

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fhir_server.auth.policy import CONFIDENTIALITY
+from fhir_server.auth.labels import CONFIDENTIALITY
 from fhir_server.store.credentials import Client
 from tests.auth.conftest import Secured, secured_application
 from tests.subscriptions.conftest import Receiver, active, subscription
