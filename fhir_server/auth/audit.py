@@ -73,6 +73,10 @@ class Audit:
         """A few microseconds. Raises Unavailable if it cannot be kept; then the access must not be answered."""
         self._journal.append(*accesses)
 
+    def record_lines(self, lines: bytes) -> None:
+        """As `record`, of what audit_event.py has made lines of."""
+        self._journal.write(lines)
+
     @property
     def waiting(self) -> int:
         """Bytes that are in the journal and not in MongoDB."""

@@ -47,6 +47,29 @@ class Access(msgspec.Struct, array_like=True, frozen=True):
     token_id: str = ""
 
 
+encode = msgspec.json.Encoder().encode
+
+
+def line(access: Access) -> bytes:
+    """As a journal keeps it."""
+    return encode(access) + b"\n"
+
+
+def read_line(
+    when: int, status: int, who: bytes, request_id: str, resource_type: str, id: str, version: int,
+    patients: tuple[str, ...], means: bytes,
+) -> bytes:  # fmt: skip
+    """`line` of a read by id, which most accesses are, from what is told of its token by `framed`: a third of the work."""
+    return b'[%d,"read",%d,%b,%b,"%b","%b",%d,%b,"",%b]\n' % (
+        when, status, who, encode(request_id), resource_type.encode(), id.encode(), version, encode(patients), means,
+    )  # fmt: skip
+
+
+def framed(subject: str, client: str, user: str, address: str, purpose: str, token_id: str) -> tuple[bytes, bytes]:
+    """What all accesses by one token from one address have in common: `who` and `means` for `read_line`."""
+    return encode((subject, client, user, address))[1:-1], encode((purpose, token_id))[1:-1]
+
+
 def audit_event(access: Access, id: str, updated: int) -> dict[str, Any]:
     """The resource. `recorded` is when it happened, `meta.lastUpdated` (ms) when it was taken over from the journal."""
     kind, _, name = access.interaction.partition(":")

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import msgspec
 
-from fhir_server.auth.audit_event import Access
+from fhir_server.auth.audit_event import Access, line
 from fhir_server.auth.oauth import new_secret
 from fhir_server.errors import Unavailable
 
 SEGMENT = 1 << 20  # bytes of room that are made at a time: some 5,000 accesses
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Access).decode
 
 
@@ -72,8 +71,11 @@ class Journal:
                 os.close(descriptor)
 
     def append(self, *accesses: Access) -> None:
+        """As `write`."""
+        self.write(b"".join(map(line, accesses)))
+
+    def write(self, lines: bytes) -> None:
         """Returns when the operating system has them. Raises Unavailable: no audit, no answer."""
-        lines = b"".join([_encode(access) + b"\n" for access in accesses])
         end = self.end + len(lines)
         if end > self._to or self._map is None:
             self._make_room(len(lines))

@@ -13,7 +13,7 @@ from fhir_server.auth.audit import Audit
 from fhir_server.auth.policy import Principal
 from fhir_server.errors import BadRequest, FhirError, NotFound, TooLarge, TooSlow, UnsupportedMediaType
 from fhir_server.http import failures, streaming, wire
-from fhir_server.http.audited import accesses
+from fhir_server.http.audited import lines
 from fhir_server.http.middleware import Receive, Scope, Send
 from fhir_server.http.routes import dispatch, known_shape
 from fhir_server.interactions.call import Call, parse_query, segments
@@ -89,7 +89,7 @@ class FhirApplication:
             status, fields, body = wire.render(answer, wire.PLAIN, base, method)
         if self._audit is not None:
             try:
-                self._audit.record(*accesses(scope, call, answer, principal, request_id))
+                self._audit.record_lines(lines(scope, call, answer, principal, request_id))
             except FhirError as error:
                 status, fields, body = wire.render(failures.answer(error, request_id), wire.PLAIN, base, method)
         if answer.packed is not None and status == 200:

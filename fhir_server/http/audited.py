@@ -8,7 +8,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 from urllib.parse import urlencode
 
-from fhir_server.auth.audit_event import Access
+from fhir_server.auth.audit_event import Access, framed, line, read_line
 from fhir_server.auth.principal import Principal
 from fhir_server.errors import BadRequest
 from fhir_server.http.routes import shape
@@ -55,6 +55,25 @@ def accesses(
     if not answer.parts:
         return [one]
     return [one, *(_access(*part, principal, address, request_id) for part in _parts(call, answer))]
+
+
+def lines(scope: MutableMapping[str, Any], call: Call, answer: Answer, principal: Principal, request_id: str) -> bytes:
+    """`accesses`, as the journal keeps them."""
+    stored, path = answer.stored, call.path
+    if stored is None or len(path) != 2 or path[1] != stored.id or call.method != "GET" or call.query or answer.parts:
+        return b"".join(map(line, accesses(scope, call, answer, principal, request_id)))
+    client = scope.get("client")
+    address = client[0] if client else ""
+    known = principal.known.get(("audit", address))
+    if known is None:
+        known = principal.known["audit", address] = framed(
+            principal.subject, principal.client_id, principal.fhir_user or "", address, principal.purpose,
+            principal.token_id,
+        )  # fmt: skip
+    return read_line(
+        time.time_ns() // 1_000_000, answer.status, known[0], request_id, stored.resource_type, stored.id,
+        stored.version, stored.patients, known[1],
+    )  # fmt: skip
 
 
 def _access(call: Call, answer: Answer, principal: Principal, address: str, request_id: str) -> Access:

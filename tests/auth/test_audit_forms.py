@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fhir_server.auth.audit_event import Access, audit_event
+from fhir_server.auth.audit_event import Access, audit_event, line
 from fhir_server.auth.audit_forms import Forms
+from fhir_server.auth.principal import Principal
+from fhir_server.http.audited import accesses, lines
+from fhir_server.interactions.call import Answer, Call
 from fhir_server.model.resource import dump
 from fhir_server.search.index import index
 from fhir_server.search.registry import Registry, standard
+from fhir_server.store.protocol import Stored
 
 TEXT = st.text(max_size=12) | st.sampled_from(["", "ann", "王小明", "Müller-Lüdenscheidt", 'a"b\\c', "x" * 300])
 ID = st.sampled_from(["p1", "p2", "00000000-0000-4000-8000-000000000000", "a.b-c"])
@@ -75,3 +80,21 @@ def test_a_custom_parameter_is_not_forgotten(first: bool) -> None:
     registry.add(CUSTOM)
     same(forms, registry, access)
     assert "request" in forms.stored(access, "e1", 1).entries
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXT, TEXT, TEXT, ID, st.lists(ID, max_size=3).map(tuple), st.sampled_from(["GET", "HEAD"]), st.booleans())
+def test_a_read_is_written_as_any_access(
+    subject: str, token: str, request_id: str, id: str, patients: tuple[str, ...], method: str, asked: bool
+) -> None:
+    principal = Principal(subject, "app", fhir_user=subject, token_id=token, purpose=token)
+    call = Call(method, ("Patient", id), [("_summary", "true")] if asked else [], {})
+    answer = Answer(200, stored=Stored("Patient", id, 7, 0, b"{}", patients=patients))
+    scope = {"client": ("127.0.0.1", 1)} if asked or len(id) > 2 else {}
+    for _ in range(2):  # a token that is new, and one that is remembered
+        quick = lines(scope, call, answer, principal, request_id)
+        (plain,) = accesses(scope, call, answer, principal, request_id)
+        (read,) = [msgspec.json.decode(one, type=Access) for one in quick.splitlines()]
+        assert abs(read.when - plain.when) < 5_000
+        assert msgspec.structs.replace(read, when=plain.when) == plain
+        assert line(msgspec.structs.replace(plain, when=read.when)) == quick
