@@ -1,15 +1,12 @@
 """Every access leaves an AuditEvent: journalled before the answer, moved into MongoDB in batches, sealed into one chain.
 
-A seal is an HMAC over the seal before it, the number and the event's bytes, with a key that is not in the database: who
-can only write to the database can neither change, remove nor add an event unseen (`fhir-server audit verify`). Cutting off
-the newest ones together with the head shows against a head noted elsewhere; the head is logged every hour for that.
+What dead processes left in their journals is adopted at the start and moved like one's own, oldest first. A search of
+AuditEvents has every process move what it holds: it asks in the database, where each looks several times a second.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import secrets
 import time
@@ -20,6 +17,7 @@ from pathlib import Path
 
 from fhir_server.auth.audit_event import Access
 from fhir_server.auth.audit_forms import Forms
+from fhir_server.auth.chain import chain_key, remove_old, seal
 from fhir_server.auth.journal import Journal
 from fhir_server.errors import FhirError
 from fhir_server.search.registry import Registry
@@ -36,8 +34,22 @@ LEAST = 0.02  # of the time goes to moving however much there is to answer
 MUCH = 256 * 1024 * 1024  # bytes that wait (1.4 million reads), from which on half of the time goes to moving
 LARGEST = 128 * 1024 * 1024  # a journal that has been moved and is larger than this is begun anew
 FLUSH_SECONDS = 10.0  # that a search of AuditEvents waits for what happened before it
+HEAR_SECONDS = 1.5  # that it waits for another process to say that it has heard of it
+CLOSE_SECONDS = 5.0  # that the end of the process waits; what is not moved by then is adopted at the next start
 HOUR = 3600.0
 STATISTICS = Path("/proc/stat")
+
+
+@dataclass(slots=True)
+class _Source:
+    """A journal, and up to which byte it is in MongoDB."""
+
+    journal: Journal
+    position: int
+
+    @property
+    def waiting(self) -> int:
+        return self.journal.end - self.position
 
 
 class Audit:
@@ -53,21 +65,30 @@ class Audit:
         self._days = days
         self._now = now
         self._journal: Journal
-        self._position = 0
+        self._sources: list[_Source] = []  # what dead processes left, then our own
         self._task: asyncio.Task[None] | None = None
+        self._looked = 0.0  # for the last time, whether there is a wish
+        self._asked = 0  # the last flush of every process that this one knows of
+        self._answering: set[asyncio.Task[None]] = set()
+        self._silent: set[str] = set()  # journals whose process did not answer
         self._urgent = 0  # how many wait for everything to be moved
         self._waking = asyncio.Event()
         self._busy = 1.0  # the requests' share of this process's time, smoothed
 
     async def open(self) -> None:
-        """Adopts what dead processes left, then begins a journal of its own."""
+        """Adopts what dead processes left, and begins a journal of its own."""
         await self._log.open()
         for journal in Journal.orphans(self._folder):
-            await self._move_all(journal, await self._log.position(journal.name))
-            await self._log.forget(journal.name)
-            journal.remove()
-        self._journal = Journal.create(self._folder)
+            self._sources.append(_Source(journal, await self._log.position(journal.name)))
+        self._asked = await self._log.wanted()
+        await self._begin()
         self._task = asyncio.create_task(self._run(), name="audit")
+
+    async def _begin(self) -> None:
+        journal = Journal.create(self._folder)
+        await self._log.present(journal.name)
+        self._journal = journal
+        self._sources.append(_Source(journal, 0))
 
     def record(self, *accesses: Access) -> None:
         """A few microseconds. Raises Unavailable if it cannot be kept; then the access must not be answered."""
@@ -79,19 +100,19 @@ class Audit:
 
     @property
     def waiting(self) -> int:
-        """Bytes that are in the journal and not in MongoDB."""
-        return self._journal.end - self._position
+        """Bytes that are in journals and not in MongoDB."""
+        return sum(source.waiting for source in self._sources)
 
     async def flush(self, seconds: float = 60.0) -> bool:
         """Waits until what was recorded so far is in MongoDB, before all else but for so long; whether it is."""
-        journal, end = self._journal, self._journal.end
-        if self._position >= end:
+        ends = [(source, source.journal.end) for source in self._sources if source.waiting]
+        if not ends:
             return True
         self._urgent += 1
         self._waking.set()
         try:
             async with asyncio.timeout(seconds):
-                while self._journal is journal and self._position < end:  # noqa: ASYNC110 - moved meanwhile
+                while any(source.position < end for source, end in ends):  # noqa: ASYNC110 - moved meanwhile
                     await asyncio.sleep(0.005)
         except TimeoutError:
             return False
@@ -99,19 +120,45 @@ class Audit:
             self._urgent -= 1
         return True
 
+    async def flush_everywhere(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """As `flush`, of every process on this database that is alive and answers."""
+        number = await self._log.want()
+        self._asked = max(self._asked, number)
+        here, began = await self.flush(seconds), time.monotonic()
+        while True:
+            own = {source.journal.name for source in self._sources}
+            unheard, undone = await self._log.unanswered(number)
+            passed = time.monotonic() - began
+            if passed >= HEAR_SECONDS:
+                self._silent |= unheard - own
+            wait = (unheard | undone) - own - (self._silent & unheard)
+            if not wait:
+                return here
+            if passed >= seconds:
+                return False
+            await asyncio.sleep(0.02)
+
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        for task in (self._task, *self._answering):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
         try:
-            await self._move_all(self._journal, await self._log.position(self._journal.name))
-        except Exception:
-            log.warning("the audit journal %s is left for the next start", self._journal.path, exc_info=True)
-            self._journal.close()
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._reread()
+                while self.waiting:
+                    await self._move_next()
+        except Exception:  # TimeoutError included
+            log.warning(
+                "the audit in %s (%d bytes) is left for the next start", self._folder, self.waiting, exc_info=True
+            )
+            for source in self._sources:
+                source.journal.close()
         else:
-            await self._log.forget(self._journal.name)
-            self._journal.remove()
+            for source in self._sources:
+                with suppress(FhirError):
+                    await self._remove(source)
 
     async def _run(self) -> None:
         next_hour, unsure = 0.0, False
@@ -119,16 +166,43 @@ class Audit:
             try:
                 await asyncio.to_thread(self._journal.sync)
                 if unsure:  # a transaction that failed may have been committed after all
-                    self._position = await self._log.position(self._journal.name)
+                    await self._reread()
                     unsure = False
+                await self._hear()
                 took = await self._step(self._share())
                 if self._now() >= next_hour:
                     next_hour = self._now() + HOUR
                     await self._hourly()
+                await self._rest(took)
             except Exception:
                 log.exception("the audit is not being moved; it waits in %s", self._journal.path)
-                took, unsure = 1.0, True
-            await self._rest(took)
+                unsure = True
+                await asyncio.sleep(1.0)
+
+    async def _reread(self) -> None:
+        for source in self._sources:
+            source.position = await self._log.position(source.journal.name)
+
+    async def _hear(self) -> None:
+        """Whether somebody searches the audit, several times a second; then what is here is moved for it."""
+        if time.monotonic() - self._looked < PAUSE:
+            return
+        self._looked = time.monotonic()
+        number = await self._log.wanted()
+        if number > self._asked:
+            self._asked = number
+            task = asyncio.create_task(self._answer(number))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, number: int) -> None:
+        names = [source.journal.name for source in self._sources]
+        try:
+            await self._log.answer(names, number)
+            if await self.flush(FLUSH_SECONDS):
+                await self._log.answer(names, number, done=True)
+        except Exception:
+            log.exception("a search of the audit goes without what is here")
 
     def _share(self) -> float:
         """Of the time, for moving: what the requests leave, until very much waits or somebody waits for it."""
@@ -138,17 +212,27 @@ class Audit:
 
     async def _step(self, share: float) -> float:
         """Moves for that share of PAUSE, one batch at least; seconds it took, 0 if there was nothing."""
+        await self._tidy()
         if not self.waiting:
-            if self._journal.end > LARGEST:
-                old, self._journal, self._position = self._journal, Journal.create(self._folder), 0
-                await self._log.forget(old.name)
-                old.remove()
             return 0.0
         took, started, waiting = 0.0, time.monotonic(), self.waiting
         while self.waiting and took < share * PAUSE and (self._urgent or self.waiting <= waiting):
-            self._position = await self._move(self._journal, self._position)
+            await self._move_next()
             took = time.monotonic() - started
         return took
+
+    async def _tidy(self) -> None:
+        """Removes journals that have been moved; one of our own that has become large is begun anew."""
+        if self._journal.end > LARGEST and not self._sources[-1].waiting:
+            await self._begin()
+        for source in [one for one in self._sources[:-1] if not one.waiting]:
+            self._sources.remove(source)
+            await self._remove(source)
+
+    async def _remove(self, source: _Source) -> None:
+        """First the file: a file without a position would be taken over once more."""
+        source.journal.remove()
+        await self._log.forget(source.journal.name)
 
     async def _rest(self, took: float) -> None:
         """Leaves the rest of the time to the requests, and measures how much of it they use: nothing else runs then."""
@@ -170,13 +254,14 @@ class Audit:
             self._busy = max(busy, self._busy + (busy - self._busy) * min(1.0, passed / PAUSE) / 2)
             rested += passed
             await asyncio.to_thread(self._journal.sync)
+            await self._hear()
 
-    async def _move_all(self, journal: Journal, position: int) -> None:
-        while position < journal.end:
-            moved = await self._move(journal, position)
-            if moved == position:
-                return  # what is left is a torn line: its answer was never sent
-            position = moved
+    async def _move_next(self) -> None:
+        """A batch of the oldest journal that has something."""
+        source = next(one for one in self._sources if one.waiting)
+        moved = await self._move(source.journal, source.position)
+        # What is left of a dead process's journal may be a torn line: its answer was never sent.
+        source.position = moved if moved > source.position else source.journal.end
 
     async def _move(self, journal: Journal, position: int) -> int:
         """One batch into MongoDB; the journal's position after it."""
@@ -225,14 +310,6 @@ def _used(before: tuple[int, int], after: tuple[int, int]) -> float:
     return 1 - (after[1] - before[1]) / total if total > 0 else 0.0
 
 
-def chain_key(secret: bytes) -> bytes:
-    return hmac.digest(secret, b"fhir-server audit chain", hashlib.sha256)
-
-
-def seal(key: bytes, before: str, number: int, raw: bytes) -> str:
-    return hmac.digest(key, f"{before}\n{number}\n".encode() + raw, "sha256").hex()
-
-
 def timed_id(moment: int, number: int) -> str:
     """A UUID of version 7 (https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-7): ms, a number, chance.
 
@@ -241,60 +318,3 @@ def timed_id(moment: int, number: int) -> str:
     """
     text = f"{moment:012x}7{number & 0xFFF:03x}{secrets.randbits(62) | 1 << 63:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def mark(key: bytes, link: Link) -> str:
-    """Seals where the chain begins after retention."""
-    return hmac.new(key, f"start\n{link.number}\n{link.seal}".encode(), hashlib.sha256).hexdigest()
-
-
-async def remove_old(log: AuditLog, key: bytes, before: int) -> int:
-    """Takes away events taken over before that moment (ms), oldest first; how many."""
-    removed = 0
-    while links := await log.older_than(before, 500):
-        await log.remove(links, mark(key, links[-1]))
-        removed += len(links)
-    return removed
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """`problem` is empty if the chain is whole."""
-
-    checked: int
-    head: Link
-    problem: str = ""
-
-
-async def verify(log: AuditLog, key: bytes, expected: tuple[int, str] | None = None) -> Verdict:
-    """Walks the whole chain. `expected`: a head (number, seal) noted earlier that must be part of it."""
-    start, head = await log.start(), await log.head()
-    last, checked, met = start, 0, expected is None or expected == (start.number, start.seal)
-    if start.number and not hmac.compare_digest(start.mark, mark(key, start)):
-        return Verdict(0, head, f"the beginning of the chain (after {start.number}) was not set by this server")
-    async for link in log.links(start.number):
-        if link.number > head.number:
-            break  # written while we read
-        if link.number != last.number + 1:
-            return Verdict(checked, head, f"events {last.number + 1} to {link.number - 1} were removed")
-        if link.raw is None:
-            return Verdict(checked, head, f"event {link.number} (AuditEvent/{link.id}) was removed")
-        if not hmac.compare_digest(link.seal, seal(key, last.seal, link.number, link.raw)):
-            return Verdict(checked, head, f"event {link.number} (AuditEvent/{link.id}) was changed")
-        last, checked = link, checked + 1
-        met = met or expected == (link.number, link.seal)
-    if (last.number, last.seal) != (head.number, head.seal):
-        return Verdict(checked, head, f"the chain ends at {last.number}, but its head is {head.number}")
-    if not met:
-        return Verdict(checked, head, "the head that was noted is not part of the chain: newer events were cut off")
-    return Verdict(checked, head)
-
-
-def expected_head(text: str) -> tuple[int, str] | None:
-    """`12 ab34…`, as logged and printed."""
-    if not text:
-        return None
-    number, _, value = text.replace(":", " ").partition(" ")
-    if not number.isdigit() or not value:
-        raise FhirError("An expected head is a number and a seal, as `audit verify` prints them")
-    return int(number), value.strip()

@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import sys
 
-from fhir_server.auth.audit import chain_key, expected_head, verify
 from fhir_server.auth.authority import secret_of
+from fhir_server.auth.chain import chain_key, expected_head, verify
 from fhir_server.cli import authority as place
 from fhir_server.cli import options
 from fhir_server.store.attach import connect, database_url

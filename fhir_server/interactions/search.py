@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fhir_server.auth.audit import FLUSH_SECONDS, Audit
+from fhir_server.auth.audit import Audit
 from fhir_server.auth.principal import Principal
 from fhir_server.errors import BadRequest, Forbidden
 from fhir_server.interactions.call import Pairs, check_id
@@ -73,12 +73,12 @@ async def compartment(server: Server, context: Context, name: str, id: str, reso
 
 
 async def _catch_up(server: Server, context: Context, resource_type: str | None, pairs: Pairs) -> None:
-    """A search that may show AuditEvents shows what happened before it, as far as this process answered it."""
+    """A search that may show AuditEvents shows what happened before it."""
     audit: Audit | None = server.rooms.get("audit")
     if audit is None or "administrator" not in context.principal.roles:
         return
     if resource_type in (None, "AuditEvent") or any("AuditEvent" in text for pair in pairs for text in pair):
-        await audit.flush(FLUSH_SECONDS)
+        await audit.flush_everywhere()
 
 
 async def run(server: Server, context: Context, query: Query, interaction: str = "search") -> execute.Page:

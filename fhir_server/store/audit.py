@@ -4,6 +4,8 @@ audit_chain     _id  number, from 1 without a gap     e  AuditEvent id     h  se
 audit_state     _id "head"    n, h                    the last of the chain
                 _id "start"   n, h, m                 the event before the first that is kept, sealed (retention)
                 _id journal   o                       up to which byte a journal has been taken over
+                              a, d                    the last flush of every process that its own has heard of, has done
+                _id "wanted"  n                       how many such flushes were asked for
 
 A batch, the head and the journal's position change in one transaction: each access is taken over exactly once, and
 two processes cannot continue the chain from the same place. These events have no history and reach no hook.
@@ -17,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pymongo import WriteConcern
+from pymongo import ReturnDocument, WriteConcern
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import BulkWriteError, DuplicateKeyError
@@ -71,6 +73,33 @@ class AuditLog:
 
     async def forget(self, journal: str) -> None:
         await self._state.delete_one({"_id": journal})
+
+    async def present(self, journal: str) -> None:
+        """A process has begun it."""
+        await self._state.update_one({"_id": journal}, {"$setOnInsert": {"o": 0}}, upsert=True)
+
+    async def want(self) -> int:
+        """Asks every process to move what it holds; the number of this wish."""
+        found = await self._state.find_one_and_update(
+            {"_id": "wanted"}, {"$inc": {"n": 1}}, upsert=True, return_document=ReturnDocument.AFTER
+        )
+        return int(found["n"]) if found else 0
+
+    async def wanted(self) -> int:
+        found = await self._state.find_one({"_id": "wanted"})
+        return int(found["n"]) if found else 0
+
+    async def answer(self, journals: Sequence[str], number: int, *, done: bool = False) -> None:
+        """Their process has heard of the wish, or has done it."""
+        change = {"a": number, "d": number} if done else {"a": number}
+        await self._state.update_many({"_id": {"$in": list(journals)}}, {"$max": change})
+
+    async def unanswered(self, number: int) -> tuple[set[str], set[str]]:
+        """Journals whose process has not heard of the wish; those whose has, and has not yet done it."""
+        open_ones = {"o": {"$exists": True}, "d": {"$not": {"$gte": number}}}
+        found = await self._state.find(open_ones, {"a": 1}).to_list()
+        unheard = {one["_id"] for one in found if one.get("a", 0) < number}
+        return unheard, {one["_id"] for one in found} - unheard
 
     async def append(self, head: Link, events: Sequence[tuple[Link, Stored]], journal: str, position: int) -> None:
         """Continues the chain from `head`. Raises Overtaken if it is not the head any more."""

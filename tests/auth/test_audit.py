@@ -18,8 +18,9 @@ import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
-from fhir_server.auth.audit import Audit, chain_key, expected_head, remove_old, timed_id, verify
+from fhir_server.auth.audit import HEAR_SECONDS, Audit, timed_id
 from fhir_server.auth.audit_event import Access, audit_event
+from fhir_server.auth.chain import chain_key, expected_head, remove_old, verify
 from fhir_server.auth.journal import SEGMENT, Journal
 from fhir_server.errors import Unavailable
 from fhir_server.model.resource import load
@@ -230,6 +231,62 @@ async def test_many_accesses_wait_until_it_is_quiet_and_a_flush_does_not(log: Au
     assert audit.waiting == 0, "nobody asked, and nothing else was to do"
     await audit.close()
     assert (await verify(log, chain_key(SECRET))).checked == 6_000
+
+
+async def test_a_search_brings_in_what_every_process_answered(log: AuditLog, tmp_path: Path) -> None:
+    """Busy ones, too; one that is dead is waited for once, and not for long."""
+    audits = [Audit(log, standard(), tmp_path / str(n), SECRET, now=time.time) for n in range(3)]
+    for audit in audits:
+        await audit.open()
+        audit._busy = 1.0
+        audit.record(*accesses(700))
+    assert await audits[0].flush_everywhere(30)
+    assert [audit.waiting for audit in audits] == [0, 0, 0]
+    dead = audits.pop()
+    dead.record(*accesses(5))
+    assert dead._task is not None
+    dead._task.cancel()
+    began = time.monotonic()
+    audits[1].record(*accesses(300))
+    assert await audits[0].flush_everywhere(30), "all that are alive"
+    assert audits[1].waiting == 0
+    assert time.monotonic() - began > HEAR_SECONDS
+    assert dead._journal.name in audits[0]._silent
+    audits[1].record(*accesses(300))
+    assert await audits[0].flush_everywhere(30)
+    assert audits[1].waiting == 0
+    dead._journal.close()
+    audits.append(Audit(log, standard(), tmp_path / "2", SECRET, now=time.time))
+    await audits[-1].open()  # adopts it
+    assert await audits[0].flush_everywhere(30)
+    for audit in audits:
+        await audit.close()
+    assert (await verify(log, chain_key(SECRET))).checked == 3 * 700 + 600 + 5
+    assert [left(tmp_path / str(n)) for n in range(3)] == [[], [], []]
+    assert await log._state.count_documents({"o": {"$exists": True}}) == 0
+
+
+async def test_neither_the_start_nor_the_end_waits_for_much(
+    log: AuditLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = Audit(log, standard(), tmp_path, SECRET, now=time.time)
+    await audit.open()
+    audit._busy = 1.0
+    audit.record(*accesses(4_000))
+    monkeypatch.setattr("fhir_server.auth.audit.CLOSE_SECONDS", 0.05)
+    await audit.close()
+    assert len(left(tmp_path)) == 1, "it is left for the next start"
+    again = Audit(log, standard(), tmp_path, SECRET, now=time.time)
+    await again.open()
+    assert again.waiting > 0 and len(left(tmp_path)) == 2
+    again.record(*accesses(10, 4_000))
+    assert await again.flush(60)
+    monkeypatch.undo()
+    await again.close()
+    assert left(tmp_path) == []
+    ids = [int(load(link.raw or b"")["entity"][0]["what"]["reference"].split("/")[1]) async for link in log.links(0)]
+    assert ids == list(range(4_010)), "each once, in order"
+    assert (await verify(log, chain_key(SECRET))).problem == ""
 
 
 def test_ids_of_events_follow_time() -> None:
