@@ -56,7 +56,12 @@ class FhirApplication:
         self._audit: Audit | None = server.rooms.get("audit")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {HEARD[name]: value.decode("latin-1") for name, value in scope["headers"] if name in HEARD}
+        headers: dict[str, str] = {}
+        for raw_name, value in scope["headers"]:
+            if (name := HEARD.get(raw_name)) is not None:
+                text = value.decode("latin-1")
+                # Lines of one name are one list (RFC 9110 5.3); what is no list is then not valid, and refused.
+                headers[name] = f"{headers[name]}, {text}" if name in headers else text
         method: str = scope["method"]
         request_id = scope.get("request_id", "")
         base = self._public or self._base(scope, headers)

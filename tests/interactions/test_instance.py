@@ -173,6 +173,21 @@ async def test_prefer_return(client: httpx.AsyncClient, prefer: str, expected: s
     assert "location" in response.headers
 
 
+async def test_header_lines_of_one_name_are_one_list(client: httpx.AsyncClient) -> None:
+    lines = [("prefer", "handling=lenient"), ("prefer", "return=representation")]
+    response = await client.post("Patient", json=ANN, headers=lines)
+    assert response.json()["resourceType"] == "Patient"
+    found = await client.get("Patient?nonsense=1", headers=lines)
+    assert found.status_code == 200
+    twice = [("if-none-exist", "identifier=a"), ("if-none-exist", "identifier=b")]
+    created = await client.post("Patient", json={**ANN, "identifier": [{"value": "a"}]}, headers=twice)
+    again = await client.post("Patient", json={**ANN, "identifier": [{"value": "a"}]}, headers=twice)
+    assert (created.status_code, again.status_code) == (201, 200), "neither line is left unheard"
+    put = await client.put("Patient/l", json={**ANN, "id": "l"})
+    match = [("if-match", 'W/"7"'), ("if-match", put.headers["etag"])]
+    assert (await client.put("Patient/l", json={**ANN, "id": "l", "active": True}, headers=match)).status_code == 200
+
+
 async def test_pretty_and_format_shape_the_answer(client: httpx.AsyncClient) -> None:
     await client.put("Patient/p", json={**ANN, "id": "p"})
     assert "\n  " in (await client.get("Patient/p?_pretty=true")).text
