@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 LOOK = 0.5  # seconds between looks at what changed and what waits
 ACTIVE_AFTER = 2 * STALE  # seconds: by then every process has heard of it, or looks before it commits
-LEASE = 20_000  # ms; renewed after a third of it, so that it outlasts an answer; a crash delays by no more
+LEASE = 6_000  # ms; renewed after a third of it, also while an endpoint takes its time; a crash delays by no more
 ANSWER = 10.0  # seconds an endpoint may take
 TOGETHER = 20  # notifications looked up at a time
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds after a failure; doubled each time
@@ -191,6 +191,7 @@ class Deliveries:
 
     async def _deliver(self, one: Subscription) -> None:
         """Everything that waits for one Subscription, until its endpoint fails."""
+        keeping = asyncio.create_task(self._keep(one.id))
         try:
             async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=ANSWER) as client:
                 while await self._portion(one, client):
@@ -199,9 +200,19 @@ class Deliveries:
             log.log(_loudness(error), "Subscription/%s is tried again: %s", one.id, error)
             await asyncio.sleep(LOOK)
         finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
             with contextlib.suppress(Exception):  # it runs out by itself
                 async with asyncio.timeout(1):
                     await self._kept.release(one.id, self._name)
+
+    async def _keep(self, id: str) -> None:
+        """Renews the lease."""
+        while True:
+            await asyncio.sleep(LEASE / 3000)
+            with contextlib.suppress(FhirError):
+                now = milliseconds(self._server.now())
+                await self._kept.lease(id, self._name, now, now + LEASE)
 
     async def _portion(self, one: Subscription, client: httpx.AsyncClient) -> bool:
         """Some of what waits; False where there is nothing more to be done now."""

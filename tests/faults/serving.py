@@ -44,6 +44,12 @@ class Serving:
     def mongod(self) -> int:
         return int((self.data_dir / "mongo" / "mongod.lock").read_text())
 
+    def workers(self) -> list[int]:
+        """Of a server with --workers; not the mongod beside them."""
+        pid = self.process.pid
+        found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [one for one in found if b"fhir_server" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate(timeout=30)

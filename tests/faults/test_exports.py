@@ -20,12 +20,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 COUNT = 3000
 
 
-def children(pid: int) -> list[int]:
-    """The workers; not the mongod beside them."""
-    found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [one for one in found if b"fhir_server" in Path(f"/proc/{one}/cmdline").read_bytes()]
-
-
 async def ask(method: str, url: str) -> httpx.Response:
     """On a connection of its own, which either worker may get."""
     while True:
@@ -53,7 +47,7 @@ async def test_a_job_is_done_though_its_process_is_killed(tmp_path: Path) -> Non
             if "resources" in (await ask("GET", location)).headers.get("x-progress", ""):
                 break
             await asyncio.sleep(0.02)
-        workers = children(server.process.pid)
+        workers = server.workers()
         assert len(workers) == 2
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
@@ -68,7 +62,7 @@ async def test_a_job_is_done_though_its_process_is_killed(tmp_path: Path) -> Non
         for _ in range(8):
             file = await ask("GET", item["url"])
             assert len(set(file.text.splitlines())) == COUNT
-        assert set(children(server.process.pid)).isdisjoint(workers)
+        assert set(server.workers()).isdisjoint(workers)
         assert not any(is_running(pid) for pid in workers)
         assert (await ask("DELETE", location)).status_code == 202
         for _ in range(8):

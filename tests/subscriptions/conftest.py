@@ -19,6 +19,7 @@ class Receiver:
 
     url: str = ""
     status: int = 200
+    pause: float = 0.0  # seconds until it answers
     heard: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -31,6 +32,7 @@ class Receiver:
                     headers[name.lower()] = value.strip()
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.heard.append((method, path, headers, body))
+                await asyncio.sleep(self.pause)
                 writer.write(f"HTTP/1.1 {self.status} x\r\nContent-Length: 0\r\n\r\n".encode())
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):

@@ -65,8 +65,39 @@ async def test_nothing_that_matches_is_missed_under_kills(tmp_path: Path, receiv
                 await asyncio.sleep(0.1)
     finally:
         server[0].stop()
+    check_numbers(receiver, len(wanted))
+
+
+@pytest.mark.timeout(120)
+async def test_two_processes_tell_as_one_and_one_goes_on_for_the_other(tmp_path: Path, receiver: Receiver) -> None:
+    """Each connection may reach either; one of them is killed while it tells."""
+    server = [Serving(tmp_path, "--workers", "2")]
+    try:
+        async with httpx.AsyncClient(timeout=10) as client:
+            made = {**subscription("Basic", receiver.url, payload="application/fhir+json"), "id": "s"}
+            assert (await client.put(f"{server[0].base}/Subscription/s", json=made)).status_code == 201
+        await until_active(server[0].base, "s")
+        workers = server[0].workers()
+        assert len(workers) == 2
+        for turn, victim in enumerate([None, *workers]):
+            writing = asyncio.gather(*(put(server, turn * EACH + number) for number in range(EACH)))
+            await receiver.wait(turn * EACH + EACH // 4)
+            if victim is not None:
+                os.kill(victim, signal.SIGKILL)
+            await writing
+        wanted = {f"b{number}" for number in range(3 * EACH)}
+        async with asyncio.timeout(60):
+            while {path.rpartition("/")[2] for _, path, *_ in receiver.heard} != wanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert set(server[0].workers()).isdisjoint(workers)
+    finally:
+        server[0].stop()
+    check_numbers(receiver, len(wanted))
+
+
+def check_numbers(receiver: Receiver, count: int) -> None:
     numbers: dict[str, set[str]] = {}
     for _, path, headers, _ in receiver.heard:
         numbers.setdefault(path, set()).add(headers["x-event-number"])
     assert all(len(found) == 1 for found in numbers.values()), "a repetition has the number it had"
-    assert len({number for found in numbers.values() for number in found}) == len(wanted)
+    assert len({number for found in numbers.values() for number in found}) == count

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from fhir_server.app import build_server, mounted
+from fhir_server.automation import SUBSCRIBED, delivery
 from fhir_server.interactions.context import Server
 from fhir_server.settings import Settings
 from tests.subscriptions.conftest import Receiver, active, subscription
@@ -29,6 +30,7 @@ async def http(mongo_url: str, anyio_backend: Any, impatient: None) -> AsyncIter
         mounted(server) as app,
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test/fhir/") as client,
     ):
+        client.server = server  # type: ignore[attr-defined]
         yield client
     await server.store.client.drop_database(settings.database)  # type: ignore[attr-defined]
     await server.store.close()
@@ -116,3 +118,24 @@ async def test_an_endpoint_that_fails_hears_it_again_under_the_same_number(
             await asyncio.sleep(0.02)
     numbers = [int(headers["x-event-number"]) for _, _, headers, _ in receiver.heard]
     assert numbers == sorted(numbers) and set(numbers) == {1, 2, 3} and numbers.count(1) > 1
+
+
+async def test_a_slow_endpoint_is_told_once_though_others_could(
+    http: httpx.AsyncClient, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is renewed while the endpoint takes its time: no other process takes it for left."""
+    monkeypatch.setattr(delivery, "LEASE", 300)
+    server: Server = http.server  # type: ignore[attr-defined]
+    other = delivery.Deliveries(server, server.rooms[SUBSCRIBED], None, None)
+    other.start()
+    try:
+        await active(http, subscription("Basic", receiver.url, payload="application/fhir+json"))
+        receiver.pause = 1.5
+        assert (
+            await http.put("Basic/slow", json={"resourceType": "Basic", "id": "slow", "code": {"text": "x"}})
+        ).is_success
+        await receiver.wait(1)
+        await asyncio.sleep(2.5)
+        assert len(receiver.heard) == 1
+    finally:
+        await other.close()
