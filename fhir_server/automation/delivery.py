@@ -191,7 +191,8 @@ class Deliveries:
 
     async def _deliver(self, one: Subscription) -> None:
         """Everything that waits for one Subscription, until its endpoint fails."""
-        keeping = asyncio.create_task(self._keep(one.id))
+        over = asyncio.Event()
+        keeping = asyncio.create_task(self._keep(one.id, over))
         try:
             async with httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=ANSWER) as client:
                 while await self._portion(one, client):
@@ -200,16 +201,19 @@ class Deliveries:
             log.log(_loudness(error), "Subscription/%s is tried again: %s", one.id, error)
             await asyncio.sleep(LOOK)
         finally:
-            keeping.cancel()
+            over.set()
             await asyncio.gather(keeping, return_exceptions=True)
             with contextlib.suppress(Exception):  # it runs out by itself
                 async with asyncio.timeout(1):
                     await self._kept.release(one.id, self._name)
 
-    async def _keep(self, id: str) -> None:
-        """Renews the lease."""
-        while True:
-            await asyncio.sleep(LEASE / 3000)
+    async def _keep(self, id: str, over: asyncio.Event) -> None:
+        """Renews the lease until it is over; not after it was given back."""
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEASE / 3000):
+                    await over.wait()
+                    return
             with contextlib.suppress(FhirError):
                 now = milliseconds(self._server.now())
                 await self._kept.lease(id, self._name, now, now + LEASE)
