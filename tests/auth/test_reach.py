@@ -221,6 +221,13 @@ async def test_labels_hide_and_clearance_shows(secured: Secured, put: Put, recor
     await secured.user("cleared", "practitioner", "Practitioner/d1", reach="all", clearance="R")
     assert await seen(secured, await secured.token("user/*.rs", user="plain")) == {"c1", "c2"}
     assert await seen(secured, await secured.token("user/*.rs", user="cleared")) == {"c1", "c2", "c3"}
+    # What was said before it was labelled is not to be had from the history either.
+    for user, status in (("plain", 404), ("cleared", 200)):
+        headers = await secured.token("user/*.rs", user=user)
+        for url in ("Observation/o-c3", "Observation/o-c3/_history/1", "Observation/o-c3/_history"):
+            assert (await secured.http.get(url, headers=headers)).status_code == status, (user, url)
+        whole = (await secured.http.get("Observation/_history", headers=headers)).text
+        assert ("o-c3" in whole) == (status == 200)
 
 
 @pytest.mark.parametrize(
