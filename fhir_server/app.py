@@ -123,8 +123,7 @@ class Application:
         try:
             yield
         finally:
-            for close in reversed(server.closing):
-                await close()
+            await server.close()
             if authority is not None:
                 authority.close()
 

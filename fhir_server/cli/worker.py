@@ -44,7 +44,6 @@ async def _work(settings: Settings, url: str) -> None:
             print(f"working on what is committed to {settings.database}", flush=True)
             await stopping.wait()
         finally:
-            for close in reversed(list(server.closing)):
-                await close()
+            await server.close()
     finally:
         await server.store.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +18,10 @@ from fhir_server.store.protocol import Cause, Event, Extra, Put, Store
 if TYPE_CHECKING:
     from fhir_server.settings import Settings
     from fhir_server.validation import Validator
+
+
+CLOSE_SECONDS, LEAST_SECONDS = 10.0, 0.5
+log = logging.getLogger(__name__)
 
 
 class Joined(Protocol):
@@ -54,6 +61,18 @@ class Server:
     )  # asked before each commit for what has to be in it
     closing: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     rooms: dict[str, Any] = field(default_factory=dict)  # collaborators of upper layers, by their module's name
+
+    async def close(self) -> None:
+        """Ends what runs beside the requests, newest first: in ten seconds, for the database may have gone for good."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for close in reversed(list(self.closing)):
+            try:
+                async with asyncio.timeout(max(LEAST_SECONDS, deadline - time.monotonic())):
+                    await close()
+            except TimeoutError:
+                log.warning("%s did not end in time and is left", getattr(close, "__qualname__", close))
+            except Exception:
+                log.exception("%s did not end well", getattr(close, "__qualname__", close))
 
 
 @dataclass(frozen=True, slots=True)

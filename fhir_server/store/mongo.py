@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -72,7 +73,9 @@ class MongoStore:
 
     async def close(self) -> None:
         await self._committer.drain()
-        await self.client.close()
+        with contextlib.suppress(TimeoutError):  # it would tell a server that has gone that its sessions have ended
+            async with asyncio.timeout(2):
+                await self.client.close()
 
     @property
     def process(self) -> str:

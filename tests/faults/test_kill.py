@@ -178,3 +178,14 @@ async def test_a_second_server_on_the_same_directory_is_refused(tmp_path: Path) 
             Serving(tmp_path)
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{server.base}/metadata")).status_code == 200
+
+
+def test_workers_end_though_their_parent_and_the_database_are_gone(tmp_path: Path) -> None:
+    """Nothing waits for a database that will not come back."""
+    with serving(tmp_path, "--workers", "2") as server:
+        workers, mongod = server.workers(), server.mongod()
+        assert len(workers) == 2
+        server.process.send_signal(signal.SIGKILL)
+        os.kill(mongod, signal.SIGKILL)
+        for worker in workers:
+            wait_until_gone(worker, 25)
