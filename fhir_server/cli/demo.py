@@ -50,8 +50,9 @@ Try in another terminal
 Ctrl-C stops it; the data stays in {data_dir} and is there at the next start.
 """
 AUTHORIZED = """
-The token in {file} opens everything for a week; each start makes a new one. `fhir-server user` and `fhir-server client`
-add people and apps: docs/authorization.md.
+This token, which is in {file}, too, opens everything for a week; each start makes a new one:
+  {token}
+`fhir-server user` and `fhir-server client` add people and apps: docs/authorization.md.
 """
 OPEN_TO_ALL = """
 It serves without authorization, to this machine only.
@@ -90,7 +91,7 @@ def _fill(settings: Settings) -> None:
         file.touch(mode=0o600)
         file.write_text(token)
         curl = f'curl -H "Authorization: Bearer $(cat {shlex.quote(str(file))})"'
-        note = AUTHORIZED.format(file=file)
+        note = AUTHORIZED.format(file=file, token=token)
     try:
         asyncio.run(_load(base, token))
         shown = asyncio.run(_show(base, token)) if settings.automation else ""

@@ -42,6 +42,13 @@ def test_the_demo_loads_once_and_keeps_its_data(start: Start, tmp_path: Path) ->
         assert '"Bundle"' in answer.stdout
     assert "王" in shell(curls[0]).stdout
     assert "401" in shell(f"curl -s -o /dev/null -w '%{{http_code}}' {first.base}/Patient").stdout
+    (printed,) = [line.strip() for line in first.lines if line.strip().startswith("eyJ")]
+    assert (
+        "200"
+        in shell(
+            f"curl -s -o /dev/null -w '%{{http_code}}' -H 'Authorization: Bearer {printed}' {first.base}/Patient"
+        ).stdout
+    )
     assert (tmp_path / "demo" / "token").stat().st_mode & 0o777 == 0o600
     assert first.stop() == 0
 
