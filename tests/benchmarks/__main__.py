@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -344,6 +345,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(ROWS), help="may be repeated")
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement under load (default: 5)")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     data = Path(os.environ.get("FHIR_SPEC_DATA", "")) / "synthea"
     print(f"{'what':<56} {'measured':<64} wanted")
     with tempfile.TemporaryDirectory(prefix="fhir-bench-") as folder:
