@@ -86,7 +86,8 @@ def build(
     longest = max(settings.token_seconds, settings.backend_token_seconds)
     secret = secret_of(settings)
     keys = Keys(credentials, secret, now=now, longest_token=longest)
-    reach = Reach(records, Denials(store, now=now) if store is not None else None, now=now)
+    denials = Denials(store, base=base, now=now) if store is not None else None
+    reach = Reach(records, denials, base=base, now=now)
     remote_keys = RemoteKeys(now=now, internal_allowed=settings.jwks_internal)
     other = None
     if settings.issuer:

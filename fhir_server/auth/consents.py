@@ -3,9 +3,11 @@
 The denying consents are kept in memory: loaded once, then followed through the history of Consent (which shows deletions,
 too), at most every FOLLOW_SECONDS; consents that deny nothing cost no memory.
 
-A provision counts when it is in its period and names the actor or names nobody. Nested provisions are exceptions:
-one that applies decides over its parent, and among siblings a denial wins. A denial limited to a class, code, purpose
-or piece of data denies the whole record here, and such a permit lifts nothing: both err on the side of not showing.
+Whose record a consent is about is what the index says (`stored.patients`), as for everything else. A provision counts when
+it is in its period and names the actor or names nobody; a permit has to name the one of this server. Nested provisions
+are exceptions: one that applies decides over its parent, and among siblings a denial wins. A denial limited to a class,
+code, purpose or piece of data denies the whole record here, and such a permit lifts nothing: both err on the side of not
+showing.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 from fhir_server.errors import BadRequest
 from fhir_server.model.dates import interval
 from fhir_server.model.resource import load
+from fhir_server.search.types.reference import local
 from fhir_server.store.protocol import Store, Stored
 
 FOLLOW_SECONDS = 2.0
@@ -25,10 +28,11 @@ LIMITS = ("action", "securityLabel", "purpose", "class", "code", "data", "dataPe
 
 
 class Denials:
-    def __init__(self, store: Store, *, now: Callable[[], float]) -> None:
+    def __init__(self, store: Store, *, base: str, now: Callable[[], float]) -> None:
         self._store = store
+        self._base = base
         self._now = now
-        self._denying: dict[str, Mapping[str, Any]] = {}  # consent id → the resource
+        self._denying: dict[str, tuple[tuple[str, ...], Any]] = {}  # consent id → its patients, its provision
         self._followed = -1.0
         self._since = 0
         self._lock = asyncio.Lock()
@@ -39,9 +43,9 @@ class Denials:
         now = self._now()
         return frozenset(
             patient
-            for consent in self._denying.values()
-            if (patient := patient_of(consent.get("patient")))
-            and verdict(consent.get("provision"), reference, now) == "deny"
+            for patients, provision in self._denying.values()
+            if patients and verdict(provision, reference, now, base=self._base) == "deny"
+            for patient in patients
         )
 
     def forget(self) -> None:
@@ -79,38 +83,43 @@ class Denials:
     def _take(self, stored: Stored) -> None:
         resource = {} if stored.deleted or b'"deny"' not in stored.raw else load(stored.raw)
         if resource.get("status") == "active":
-            self._denying[stored.id] = {key: resource.get(key) for key in ("patient", "provision")}
+            self._denying[stored.id] = stored.patients, resource.get("provision")
         else:
             self._denying.pop(stored.id, None)
 
 
-def verdict(provision: Any, reference: str, now: float, *, named: bool = False) -> str:
+def verdict(provision: Any, reference: str, now: float, *, base: str, named: bool = False) -> str:
     """`permit`, `deny` or "" for this actor at this moment. `named`: only what names the actor counts."""
     if not isinstance(provision, Mapping) or not _within(provision, now):
         return ""
+    kind = str(provision.get("type", ""))
     actors = [str((actor.get("reference") or {}).get("reference", "")) for actor in provision.get("actor") or ()]
-    is_named = any(_same(actor, reference) for actor in actors)
+    is_named = any(_names(actor, reference, base) or (kind == "deny" and _ends(actor, reference)) for actor in actors)
     if actors and not is_named:
         return ""
-    nested = {verdict(inner, reference, now, named=named) for inner in provision.get("provision") or ()}
+    nested = {verdict(inner, reference, now, base=base, named=named) for inner in provision.get("provision") or ()}
     for answer in ("deny", "permit"):
         if answer in nested:
             return answer
-    kind = str(provision.get("type", ""))
     if (named and not is_named) or (kind == "permit" and any(provision.get(limit) for limit in LIMITS)):
         return ""
     return kind
 
 
-def patient_of(reference: Any) -> str:
-    """The id in a Reference to a Patient, "" for anything else."""
-    text = str(reference.get("reference", "")) if isinstance(reference, Mapping) else ""
-    parts = text.split("/")
-    return parts[-1] if len(parts) >= 2 and parts[-2] == "Patient" else ""
+def patient_of(reference: Any, base: str) -> str:
+    """The id in a Reference to a Patient of this server, "" for anything else: one elsewhere is somebody else."""
+    text = reference.get("reference") if isinstance(reference, Mapping) else None
+    kind, _, id = local(text, base)[0].partition("/") if isinstance(text, str) else ("", "", "")
+    return id if kind == "Patient" and "/" not in id else ""
 
 
-def _same(actor: str, reference: str) -> bool:
-    return bool(reference) and (actor == reference or actor.endswith("/" + reference))
+def _names(actor: str, reference: str, base: str) -> bool:
+    return bool(reference) and local(actor, base)[0] == reference
+
+
+def _ends(actor: str, reference: str) -> bool:
+    """A denial counts, too, where another server's URL, or an earlier one of ours, names the actor."""
+    return bool(reference) and f"/{actor}".partition("/_history/")[0].endswith(f"/{reference}")
 
 
 def _within(provision: Mapping[str, Any], now: float) -> bool:

@@ -37,10 +37,16 @@ class Reach:
     """Without `records` and `denials` (tests of tokens alone) nobody has a care team and nobody objects."""
 
     def __init__(
-        self, records: Records | None = None, denials: Denials | None = None, *, now: Callable[[], float]
+        self,
+        records: Records | None = None,
+        denials: Denials | None = None,
+        *,
+        base: str = "",
+        now: Callable[[], float],
     ) -> None:
         self._records = records
         self._denials = denials
+        self._base = base
         self._now = now
         self._known: dict[str, tuple[float, User, View]] = {}
 
@@ -94,18 +100,18 @@ class Reach:
     async def _care_team(self, reference: str) -> frozenset[str]:
         """The patients of active care teams that name this practitioner."""
         teams = await self._find("CareTeam", ("participant", reference), ("status", "active"))
-        return frozenset(id for team in teams if (id := patient_of(team.get("subject"))))
+        return frozenset(id for team in teams if (id := patient_of(team.get("subject"), self._base)))
 
     async def _proxied(self, id: str) -> frozenset[str]:
         """The patient of this active related person, if a Consent in force permits this very person."""
         found: set[str] = set()
         for person in await self._find("RelatedPerson", ("_id", id)):
-            patient = patient_of(person.get("patient"))
+            patient = patient_of(person.get("patient"), self._base)
             if not patient or person.get("active") is False:
                 continue
             consents = await self._find("Consent", ("patient", f"Patient/{patient}"), ("status", "active"))
             verdicts = {
-                verdict(consent.get("provision"), f"RelatedPerson/{id}", self._now(), named=True)
+                verdict(consent.get("provision"), f"RelatedPerson/{id}", self._now(), base=self._base, named=True)
                 for consent in consents
             }
             if "permit" in verdicts and "deny" not in verdicts:

@@ -22,6 +22,8 @@ from tests.auth.conftest import Secured, jwk_of
 
 pytestmark = pytest.mark.anyio
 
+BASE = "http://test/fhir"
+
 Put = Callable[[dict[str, Any]], Awaitable[None]]
 
 
@@ -102,6 +104,42 @@ async def test_a_care_team_opens_and_closes_at_once(secured: Secured, put: Put, 
     broken = {**nurse, "X-Break-Glass": "emergency room, unconscious"}
     assert await seen(secured, broken) == {"c1", "c2", "c3"}
     assert await seen(secured, nurse) == {"c2"}, "for that request only"
+
+
+@pytest.mark.parametrize("prefix", ["http://elsewhere.example/fhir/", "https://test/fhir/", "urn:x/"])
+async def test_no_reference_to_somebody_elsewhere_opens_a_record_here(
+    secured: Secured, put: Put, records: None, prefix: str
+) -> None:
+    """Such a resource is in nobody else's compartment, so that whoever may write in one record may write it."""
+    await put(team("mine", "c1", "d7"))
+    await secured.user("climber", "practitioner", "Practitioner/d7", reach="care-team")
+    nurse = await secured.token("user/*.cruds", user="climber")
+    foreign = team("", "c1", "d7") | {"subject": {"reference": f"{prefix}Patient/c3"}}
+    del foreign["id"]
+    foreign["participant"].append({"member": {"reference": "Patient/c1"}})
+    answer = await secured.http.post("CareTeam", json=foreign, headers=nurse)
+    assert answer.status_code == 201, answer.text
+    assert await seen(secured, nurse) == {"c1"}
+    await put({"resourceType": "RelatedPerson", "id": "r9", "patient": {"reference": "Patient/c2"}})
+    await put(consent("n9", "c2", {"type": "permit", "actor": actor(f"{prefix}RelatedPerson/r9")}))
+    await secured.user("cousin", "related-person", "RelatedPerson/r9")
+    assert await seen(secured, await secured.token("user/*.rs", user="cousin")) == set()
+    await put(consent("n9", "c2", {"type": "permit", "actor": actor(f"{BASE}/RelatedPerson/r9")}))
+    assert await seen(secured, await secured.token("user/*.rs", user="cousin")) == {"c2"}
+    await put(consent("n9", "c2", None, status="inactive"))
+    await put(team("mine", "c1", "d7", status="inactive"))
+
+
+@pytest.mark.parametrize("form", ["Patient/c1", f"{BASE}/Patient/c1", "Patient/c1/_history/1"])
+async def test_a_denial_holds_however_it_names_its_patient(
+    secured: Secured, put: Put, records: None, form: str
+) -> None:
+    await secured.user("reader", "practitioner", "Practitioner/d1", reach="all")
+    reader = await secured.token("user/*.rs", user="reader")
+    denial = consent("n8", "c1", {"type": "deny"}) | {"patient": {"reference": form}}
+    await put(denial)
+    assert await seen(secured, reader) == {"c2", "c3"}
+    await put({**denial, "status": "inactive"})
 
 
 async def test_consent_takes_a_patient_out(secured: Secured, put: Put, records: None) -> None:
@@ -236,7 +274,8 @@ async def test_labels_hide_and_clearance_shows(secured: Secured, put: Put, recor
 def test_verdicts(row: dict[str, Any]) -> None:
     now = 1_767_323_045.0  # 2026-01-02T03:04:05Z
     for who, expected in row["is"].items():
-        assert verdict(row["provision"], who, now, named=row.get("named", False)) == (expected or ""), who
+        found = verdict(row["provision"], who, now, base="http://here/fhir", named=row.get("named", False))
+        assert found == (expected or ""), who
 
 
 # An external issuer
