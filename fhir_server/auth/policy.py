@@ -25,7 +25,8 @@ Types that are nobody's record (SHARED) can be read by all of them, and written 
 some patients. What has no patient and is not such a type is invisible to whoever is limited. AuditEvent is for
 administrators. Labels R and V (`meta.security`) need the clearance; a patient's Consent can take that patient out.
 
-Differs from the R4 patient compartment: a Group is not shown to whoever is limited, because it names other patients.
+Differs from the R4 patient compartment: what is about a patient, but left out of it, is in the record, too
+(search/records.py); a Group is not shown to whoever is limited, because it names other patients.
 
 https://hl7.org/fhir/smart-app-launch/STU2.2/scopes-and-launch-context.html
 """
@@ -195,6 +196,20 @@ class Policy:
                 if not one.parameters or self._match(one, stored):
                     return
         raise self.refuse_write(stored.resource_type)
+
+    def touches(self, principal: Principal, interaction: str, resource_type: str, patients: Sequence[str]) -> bool:
+        """Whether who writes this reaches what is in these patients' records: only then does it lead into them.
+
+        For anybody else it is as if what is referred to were not there: nothing to be learnt, nothing put into a
+        record by guessing an id.
+        """
+        if principal.everything:
+            return True
+        permission = "c" if interaction.endswith("create") else "u"
+        return any(
+            one.excluded.isdisjoint(patients) and (one.patients is None or not one.patients.isdisjoint(patients))
+            for one in self._alternatives(principal, permission, resource_type)
+        )
 
     def may_choose_id(self, principal: Principal, resource_type: str) -> bool:
         """Whether an update may create under an id of the client's choice.

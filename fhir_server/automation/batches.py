@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fhir_server.automation import effects as made
-from fhir_server.automation.chart import Chart, patients_of
+from fhir_server.automation.chart import Chart
 from fhir_server.automation.charts import Charts, rewind
 from fhir_server.automation.definitions import Definitions
 from fhir_server.automation.hooks import Functions
@@ -337,7 +337,7 @@ class Batches:
         now = self._now()
         for put in effects.puts:
             if put.stored.resource_type in self.book.needs or put.stored.resource_type == "Patient":
-                for patient in patients_of(put.stored):
+                for patient in put.stored.patients:
                     chart = charts.get(patient)
                     if chart is not None:
                         chart.put_stored(put.stored)

@@ -101,16 +101,6 @@ def usable(resource: Resource) -> bool:
     return verification is None or not any(code in NOT_SO for _, code in codes_of(verification))
 
 
-def patients_of(stored: Stored) -> tuple[str, ...]:
-    """Whose records hold it. R4's Patient compartment leaves Tasks out; one belongs to the patient it is for."""
-    if stored.patients or stored.deleted or stored.resource_type not in ("Patient", "Task"):
-        return stored.patients
-    if stored.resource_type == "Patient":
-        return (stored.id,)
-    reference = str(load(stored.raw).get("for", {}).get("reference", ""))
-    return (reference.removeprefix("Patient/"),) if reference.startswith("Patient/") else ()
-
-
 def _mark(reading: Reading) -> int:
     return hash((reading.key, reading.stored.version if reading.stored is not None else id(reading)))
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fhir_server.automation.chart import Chart, patients_of
+from fhir_server.automation.chart import Chart
 from fhir_server.automation.rounds import RULE_EVENT, TIMER_EVENT, Happening
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.vocabulary import DEVICE
@@ -57,7 +57,7 @@ class Charts:
         if fresh:
             found, _, _ = await fetch(self._database, self.wants(book, fresh, now))
             for stored in found:
-                for patient in patients_of(stored):
+                for patient in stored.patients:
                     chart = charts.get(patient)
                     if chart is not None:
                         chart.put_stored(stored)
@@ -131,7 +131,7 @@ def rewind(chart: Chart, happenings: Sequence[Happening]) -> None:
             first.setdefault(key, happening)
     for key, happening in first.items():
         chart.drop(key)
-        if happening.before is not None and chart.id in patients_of(happening.before):
+        if happening.before is not None and chart.id in happening.before.patients:
             chart.put_stored(happening.before)
 
 

@@ -21,6 +21,7 @@ from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import prepare
 from fhir_server.model.resource import Resource
 from fhir_server.model.resource import load_stored as load
+from fhir_server.search.records import THROUGH
 from fhir_server.store.protocol import Cause, Key, Put, Stored
 
 
@@ -169,8 +170,9 @@ class _Writer:
         context = Context(Principal.automation(), self._server.settings.public_url, cause=cause)
         try:
             put, _ = prepare(
-                self._server, context, resource, str(resource["id"]), previous, interaction="update", checked=checked
-            )
+                self._server, context, resource, str(resource["id"]), previous, interaction="update", checked=checked,
+                about=(self._outcome.patient,) if resource["resourceType"] in THROUGH else (),
+            )  # fmt: skip
         except FhirError as error:
             self.failed[rule] = f"{resource['resourceType']}: " + "; ".join(one.diagnostics for one in error.issues)
             return False

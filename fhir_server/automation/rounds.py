@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fhir_server.automation import tags
-from fhir_server.automation.chart import Chart, Reading, patients_of
+from fhir_server.automation.chart import Chart, Reading
 from fhir_server.automation.evaluate import Situation, evaluate
 from fhir_server.automation.ledger import Account, Failure, Ledger
 from fhir_server.automation.ledger import dump as dump_ledger
@@ -151,7 +151,7 @@ def _woken_by(book: Rulebook, chart: Chart, ledger: Ledger, happening: Happening
         return {position: None}
     ours = event.cause.agent == DEVICE
     stored = happening.now
-    mine = stored is not None and not stored.deleted and chart.id in patients_of(stored)
+    mine = stored is not None and not stored.deleted and chart.id in stored.patients
     reference = f"{event.resource_type}/{event.resource_id}"
     slot = ledger.of_resource(chart.id, event.resource_type, event.resource_id)
     if stored is not None and mine:

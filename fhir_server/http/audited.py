@@ -12,8 +12,8 @@ from fhir_server.auth.audit_event import Access, framed, line, read_line
 from fhir_server.auth.principal import Principal
 from fhir_server.errors import BadRequest
 from fhir_server.http.routes import shape
-from fhir_server.interactions.bundle import request_of
 from fhir_server.interactions.call import Answer, Call, split_url
+from fhir_server.interactions.entry import request_of
 from fhir_server.model.definitions import RESOURCE_TYPES
 
 # Codes of http://hl7.org/fhir/restful-interaction by method and shape of the URL; what is not here is an attempt.

@@ -16,6 +16,7 @@ from fhir_server.http.wire import preferences
 from fhir_server.interactions import bundle
 from fhir_server.interactions.call import Answer, Call
 from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.entry import request_of, response_entry
 from fhir_server.model.resource import dump
 from fhir_server.operations.bulk import answers
 
@@ -30,7 +31,7 @@ async def do_bundle(server: Server, context: Context, call: Call) -> Answer:
     parts = []
     entries = (call.resource or {}).get("entry", ())
     for number, (entry, answer) in enumerate(zip(entries, answers, strict=True)):
-        bare = bundle.request_of(entry).get("method") == "HEAD"
+        bare = request_of(entry).get("method") == "HEAD"
         parts.append(_response_entry(answer, context.base, returning, bare))
         if number % 500 == 499:
             await asyncio.sleep(0)
@@ -54,7 +55,7 @@ def _response_entry(answer: Answer, base: str, returning: str, bare: bool) -> by
         resource = answer.stored.raw if not answer.wrote or returning == "representation" else b""
     else:  # an operation whose result is an OperationOutcome
         resource = dump(failures.outcome(answer.issues))
-    rest = dump(bundle.response_entry(answer, base, shown))
+    rest = dump(response_entry(answer, base, shown))
     return b'{"resource":' + resource + b"," + rest[1:] if resource else rest
 
 

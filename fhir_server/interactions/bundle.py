@@ -9,50 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from fhir_server.errors import BadRequest, Conflict, FhirError, Gone, Issue, NotFound, TooLarge, Unprocessable
 from fhir_server.interactions import patch_document, write
+from fhir_server.interactions.belonging import belonging
 from fhir_server.interactions.bundled_matches import BundledMatches
-from fhir_server.interactions.call import Answer, Call, check_id, split_url
+from fhir_server.interactions.call import Answer, Call, check_id
 from fhir_server.interactions.conditional import claim_key, criteria_of, sole_match
 from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.entry import ORDER, Entry, at, entry_of, named, within
 from fhir_server.interactions.references import Rewriting, conditional_references, rewritten
-from fhir_server.model import dates
 from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.model.resource import Resource, load
+from fhir_server.search.records import THROUGH
 from fhir_server.store.protocol import Changed, Claim, Key, Put, Stored
 
-Result = TypeVar("Result")
 Dispatch = Callable[[Server, Context, Call], Awaitable[Answer]]
 
 INTERACTION = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-ORDER = {"DELETE": 0, "POST": 1, "PUT": 2, "PATCH": 2, "GET": 3, "HEAD": 3}
 ATTEMPTS = 20
 BATCH_AT_ONCE = 32
 BREATH = 50  # resources prepared before others get a turn of the event loop
-
-
-@dataclass(slots=True)
-class Entry:
-    """One Bundle.entry with its request, and what became of it."""
-
-    index: int
-    call: Call
-    full_url: str = ""
-    new_id: str = ""  # of a resource that does not exist yet; kept when the transaction is worked out again
-    target: Key | None = None
-    match: Stored | None = None  # what a conditional request found
-    claim: Claim | None = None
-    put: Put | None = None
-    issues: list[Issue] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return f"Bundle.entry[{self.index}]"
 
 
 async def process(
@@ -79,47 +57,8 @@ async def process(
         raise TooLarge(f"The Bundle has {len(raw)} entries; this server takes {most} at once")
     if kind == "batch":
         return "batch-response", await _batch(server, context, raw, safely)
-    entries = [_entry(index, item, context) for index, item in enumerate(raw)]
+    entries = [entry_of(index, item, context) for index, item in enumerate(raw)]
     return "transaction-response", await _transaction(server, context, entries, dispatch, safely)
-
-
-def _entry(index: int, item: object, context: Context) -> Entry:
-    where = f"Bundle.entry[{index}]"
-    if not isinstance(item, dict) or not isinstance(item.get("request"), dict):
-        raise BadRequest(f"{where} has no request", expression=[f"{where}.request"])
-    request = item["request"]
-    method, url = request.get("method"), request.get("url")
-    if not isinstance(method, str) or method not in ORDER or not isinstance(url, str):
-        raise BadRequest(
-            f"{where}.request needs a method ({', '.join(ORDER)}) and a url", expression=[f"{where}.request"]
-        )
-    try:
-        path, query = split_url(url, context.base)
-    except BadRequest as error:
-        raise BadRequest(f"{where}: {error.diagnostics}", expression=[f"{where}.request.url"]) from None
-    headers = {
-        header: str(request[name])
-        for name, header in (
-            ("ifMatch", "if-match"),
-            ("ifNoneMatch", "if-none-match"),
-            ("ifModifiedSince", "if-modified-since"),  # an instant; read.not_modified knows both forms
-            ("ifNoneExist", "if-none-exist"),
-        )
-        if name in request
-    }
-    resource = item.get("resource")
-    if resource is not None and not isinstance(resource, dict):
-        raise BadRequest(f"{where}.resource must be a resource", expression=[f"{where}.resource"])
-    if resource is None and method in ("POST", "PUT", "PATCH") and not any(part.startswith("$") for part in path):
-        raise BadRequest(f"{where} needs a resource for its {method}", expression=[f"{where}.resource"])
-    full_url = item.get("fullUrl")
-    return Entry(index, Call(method, path, query, headers, resource), full_url if isinstance(full_url, str) else "")
-
-
-def request_of(entry: object) -> dict[str, Any]:
-    """Bundle.entry.request; nothing where there is none, or what is there is something else."""
-    request = entry.get("request") if isinstance(entry, dict) else None
-    return request if isinstance(request, dict) else {}
 
 
 async def _batch(server: Server, context: Context, raw: list[object], dispatch: Dispatch) -> list[Answer]:
@@ -128,7 +67,7 @@ async def _batch(server: Server, context: Context, raw: list[object], dispatch: 
     async def one(index: int, item: object) -> Answer:
         async with gate:
             try:
-                return await dispatch(server, context, _entry(index, item, context).call)
+                return await dispatch(server, context, entry_of(index, item, context).call)
             except FhirError as error:
                 return Answer(error.status, issues=error.issues, headers=error.headers)
 
@@ -157,7 +96,7 @@ async def _transaction(
     answers = {entry.index: _answer(entry) for entry in writes}
     for entry in reads:
         # What is written stays written: a read that fails now must not make it look refused.
-        answers[entry.index] = await _within(entry, (safely if writes else dispatch)(server, context, entry.call))
+        answers[entry.index] = await within(entry, (safely if writes else dispatch)(server, context, entry.call))
     return [answers[entry.index] for entry in entries]
 
 
@@ -165,7 +104,7 @@ async def _rehearse(server: Server, context: Context, reads: list[Entry], dispat
     """Reads that cannot succeed refuse the transaction before it writes; those of what it will make are let through."""
     for entry in reads:
         try:
-            await _within(entry, dispatch(server, context, entry.call))
+            await within(entry, dispatch(server, context, entry.call))
         except (NotFound, Gone):
             if not 2 <= len(entry.call.path) <= 4 or entry.call.path[0] not in RESOURCE_TYPES:
                 raise
@@ -176,7 +115,7 @@ def _check_requests(server: Server, context: Context, writes: list[Entry]) -> No
         try:
             _check_request(server, context, entry)
         except FhirError as error:
-            raise _named(entry, error) from None
+            raise named(entry, error) from None
 
 
 def _check_request(server: Server, context: Context, entry: Entry) -> None:
@@ -195,7 +134,7 @@ def _check_request(server: Server, context: Context, entry: Entry) -> None:
 
 async def _identify(server: Server, context: Context, writes: list[Entry]) -> None:
     """Which resource each entry is about; a resource may be written once only."""
-    await asyncio.gather(*(_within(entry, _find(server, context, entry)) for entry in writes))
+    await asyncio.gather(*(within(entry, _find(server, context, entry)) for entry in writes))
     seen: dict[Key, Entry] = {}
     claims: dict[str, Entry] = {}
     for entry in writes:
@@ -251,20 +190,30 @@ async def _prepare(server: Server, context: Context, writes: list[Entry]) -> lis
     found = await server.store.read_many(targets)
     puts: list[Put] = []
     problems: list[Issue] = []
-    for number, entry in enumerate(writes):
+    beside: dict[Key, Sequence[str]] = {}
+    # What is about others comes after them: it stands in their patients' records.
+    for number, entry in enumerate(sorted(writes, key=_is_about_others)):
         if number % BREATH == BREATH - 1:
             await asyncio.sleep(0)
         try:
-            await _prepare_one(server, context, entry, found.get(entry.target) if entry.target else None, rewriting)
+            previous = found.get(entry.target) if entry.target else None
+            await _prepare_one(server, context, entry, previous, rewriting, beside)
         except Unprocessable as error:
-            problems.extend(_at(entry, issue) for issue in error.issues)
+            problems.extend(at(entry, issue) for issue in error.issues)
         except FhirError as error:
-            raise _named(entry, error) from None
+            raise named(entry, error) from None
         if entry.put is not None:
             puts.append(entry.put)
+            beside[entry.put.stored.resource_type, entry.put.stored.id] = entry.put.stored.patients
     if any(issue.is_error for issue in problems):
         raise Unprocessable("The transaction was not carried out", issues=problems)
     return puts
+
+
+def _is_about_others(entry: Entry) -> int:
+    """A Provenance may be about a Task."""
+    kind = entry.call.path[0]
+    return 0 if kind not in THROUGH else 2 if kind == "Provenance" else 1
 
 
 def _reads(entry: Entry) -> bool:
@@ -274,7 +223,12 @@ def _reads(entry: Entry) -> bool:
 
 
 async def _prepare_one(
-    server: Server, context: Context, entry: Entry, previous: Stored | None, rewriting: Rewriting
+    server: Server,
+    context: Context,
+    entry: Entry,
+    previous: Stored | None,
+    rewriting: Rewriting,
+    beside: Mapping[Key, Sequence[str]],
 ) -> None:
     call = entry.call
     if entry.target is None or (call.method == "POST" and entry.match is not None):
@@ -303,8 +257,9 @@ async def _prepare_one(
         if previous is None or previous.deleted:
             server.policy.may(context.principal, "create", resource_type)
     body = rewritten(body, rewriting)
+    about = await belonging(server, context, interaction, body, beside)
     entry.put, entry.issues = write.prepare(
-        server, context, body, id, previous, interaction=interaction, claim=entry.claim
+        server, context, body, id, previous, interaction=interaction, claim=entry.claim, about=about
     )
     if entry.put is None:
         entry.match = previous
@@ -344,32 +299,10 @@ async def _rewriting(server: Server, context: Context, writes: list[Entry]) -> R
         bundled = BundledMatches(server, context, made, gone)
 
         async def resolve(reference: str, entry: Entry) -> None:
-            mapping[reference] = await _within(entry, bundled.sole(reference))
+            mapping[reference] = await within(entry, bundled.sole(reference))
 
         await asyncio.gather(*(resolve(reference, entry) for reference, entry in wanted.items()))
     return Rewriting(mapping)
-
-
-async def _within(entry: Entry, work: Awaitable[Result]) -> Result:
-    try:
-        return await work
-    except FhirError as error:
-        raise _named(entry, error) from None
-
-
-def _named(entry: Entry, error: FhirError) -> FhirError:
-    """The same error, saying which entry it is about."""
-    named = type(error).__new__(type(error))
-    FhirError.__init__(
-        named, f"{entry.name}: {error.diagnostics}", issues=[_at(entry, issue) for issue in error.issues]
-    )
-    named.headers = error.headers
-    return named
-
-
-def _at(entry: Entry, issue: Issue) -> Issue:
-    where = tuple(".".join([f"{entry.name}.resource", *part.split(".")[1:]]) for part in issue.expression)
-    return Issue(issue.severity, issue.code, f"{entry.name}: {issue.diagnostics}", where or (entry.name,))
 
 
 def _answer(entry: Entry) -> Answer:
@@ -385,16 +318,3 @@ def _answer(entry: Entry) -> Answer:
     if stored is not None:
         answer.location = f"{stored.resource_type}/{stored.id}/_history/{stored.version}"
     return answer
-
-
-def response_entry(answer: Answer, base: str, outcome: Resource | None) -> dict[str, object]:
-    """One entry of a batch-response or transaction-response; the resource's bytes are spliced in by the wire."""
-    response: dict[str, object] = {"status": f"{answer.status} {HTTPStatus(answer.status).phrase}"}
-    if answer.location:
-        response["location"] = f"{base}/{answer.location}"
-    if answer.stored is not None:
-        response["etag"] = f'W/"{answer.stored.version}"'
-        response["lastModified"] = dates.instant(answer.stored.updated)
-    if outcome is not None:
-        response["outcome"] = outcome
-    return {"response": response}

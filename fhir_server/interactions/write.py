@@ -24,6 +24,7 @@ from fhir_server.errors import (
     Unavailable,
     Unprocessable,
 )
+from fhir_server.interactions.belonging import belonging
 from fhir_server.interactions.call import check_id, versions_of
 from fhir_server.interactions.context import Context, Joined, Server
 from fhir_server.model import dates
@@ -83,10 +84,12 @@ def prepare(
     method: Method | None = None,
     claim: Claim | None = None,
     checked: bool = False,
+    about: Sequence[str] = (),
 ) -> tuple[Put | None, list[Issue]]:
     """A resource as sent → the Put that stores it, and warnings. No Put: nothing would change.
 
-    `checked`: it is known to be valid. Raises Unprocessable with every issue found, or what the policy says.
+    `checked`: it is known to be valid. `about`: the patients whose records it is in by what it refers to (belonging.py).
+    Raises Unprocessable with every issue found, or what the policy says.
     Pure but for clock; CPU only.
     """
     resource_type = str(resource["resourceType"])
@@ -100,6 +103,8 @@ def prepare(
         resource, kept = guard(context, resource)
         beside = (kept,)
     indexed = index(server.registry, resource, base=context.base)
+    if about:
+        indexed = Indexed(indexed.entries, tuple(dict.fromkeys((*indexed.patients, *about))))
     stored = next_version(server, resource, indexed, previous, method)
     server.policy.check_write(context.principal, interaction, stored)
     if previous is not None and not previous.deleted and not beside:
@@ -153,7 +158,8 @@ async def create(
     """A new resource under a new id; an id in the body is not kept (http.html#create)."""
     server.policy.may(context.principal, "create", check_type(resource_type))
     body = check_body(resource, resource_type)
-    put, issues = prepare(server, context, body, server.new_id(), None, claim=claim)
+    about = await belonging(server, context, "create", body)
+    put, issues = prepare(server, context, body, server.new_id(), None, claim=claim, about=about)
     if put is None:
         raise AssertionError("a first version always changes something")
     await commit(server, [put])
@@ -250,7 +256,8 @@ async def rewrite(
         if not live:
             server.policy.may(context.principal, "create", resource_type)
         body = change(load(previous.raw) if previous is not None and live else None)
-        put, issues = prepare(server, context, body, id, previous, interaction=interaction, claim=claim)
+        about = await belonging(server, context, interaction, body)
+        put, issues = prepare(server, context, body, id, previous, interaction=interaction, claim=claim, about=about)
         if put is None:
             return Written(previous, changed=False, issues=tuple(issues))
         try:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fhir_server.errors import BadRequest, UnknownParameter
-from fhir_server.model.definitions import RESOURCE_TYPES, compartment
+from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.search.conditions import Conditions, choice, shown
 from fhir_server.search.query import Condition, Include, InCompartment, Query, Sort
+from fhir_server.search.records import memberships
 from fhir_server.search.registry import Registry
 
 MOST_PAIRS = 100
@@ -213,7 +214,7 @@ class _Parser:
 
 def _members(code: str) -> Mapping[str, tuple[str, ...]]:
     try:
-        return {t: names for t, names in compartment(code).items() if names}
+        return memberships(code)
     except KeyError:
         raise BadRequest(f"{code} is no compartment") from None
 

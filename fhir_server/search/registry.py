@@ -12,12 +12,12 @@ from fhir_server.errors import Unprocessable
 from fhir_server.model.definitions import (
     RESOURCE_TYPES,
     SearchParameterDefinition,
-    compartment,
     search_parameters,
     type_definition,
 )
 from fhir_server.search import types
 from fhir_server.search.paths import Path, resolve
+from fhir_server.search.records import memberships
 from fhir_server.store.protocol import Index
 
 State = Literal["ready", "unindexed"]
@@ -139,7 +139,7 @@ class Registry:
     def compartment(self, code: str, resource_type: str) -> list[Parameter]:
         """The parameters that put a resource of this type into compartments of type `code`. KeyError if unknown."""
         known = self.parameters(resource_type)
-        return [known[name] for name in compartment(code).get(resource_type, ()) if name in known]
+        return [known[name] for name in memberships(code).get(resource_type, ()) if name in known]
 
     # Custom parameters
 

@@ -16,6 +16,7 @@ from typing import Any
 from fhir_server.model.resource import load
 from fhir_server.search.custom import SETTING, ready_parameters
 from fhir_server.search.index import index
+from fhir_server.search.records import THROUGH, about, patients_of
 from fhir_server.search.registry import Registry
 from fhir_server.store.documents import LIVE
 from fhir_server.store.protocol import Store, Stored
@@ -68,7 +69,7 @@ async def reindex(
         await store.ensure_indexes(kind)
         after = str(point["after"]) if point["type"] == kind else ""
         async for batch in _batches(store, kind, after):
-            await store.replace_entries(kind, [_anew(registry, stored, base) for stored in batch])
+            await store.replace_entries(kind, await _anew(store, registry, batch, base))
             count = int(point["count"]) + len(batch)
             rate = (count - before) / max(time.monotonic() - started, 1e-6)
             point.update(type=kind, after=batch[-1].id, count=count, total=total, rate=rate, at=_now())
@@ -104,9 +105,26 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _anew(registry: Registry, stored: Stored, base: str) -> Stored:
-    indexed = index(registry, load(stored.raw), base=base)
-    return replace(stored, entries=indexed.entries, patients=indexed.patients)
+async def _anew(store: Store, registry: Registry, batch: Sequence[Stored], base: str) -> list[Stored]:
+    """Whose record what it is about put it in when it was written stays; looked for only where it is in nobody's."""
+    resources = [load(stored.raw) for stored in batch]
+    wanted = {
+        key
+        for stored, resource in zip(batch, resources, strict=True)
+        if not stored.patients
+        for key in about(resource, base)
+    }
+    found = await patients_of(store, wanted)
+    made: list[Stored] = []
+    for stored, resource in zip(batch, resources, strict=True):
+        indexed = index(registry, resource, base=base)
+        kept: Sequence[str] = ()
+        if stored.resource_type in THROUGH:
+            looked_up = [id for key in about(resource, base) for id in found.get(key, ())]
+            kept = stored.patients or looked_up
+        patients = tuple(dict.fromkeys((*indexed.patients, *kept)))
+        made.append(replace(stored, entries=indexed.entries, patients=patients))
+    return made
 
 
 async def _batches(store: Store, resource_type: str, after: str) -> AsyncIterator[list[Stored]]:

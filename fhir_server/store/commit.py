@@ -236,16 +236,10 @@ class Committer:
 
 
 def _concerned(put: Put) -> tuple[str, ...]:
-    """The patients an event is about: before and after, because a result that moves to another patient concerns both.
-
-    R4's Patient compartment leaves Tasks out; an event of one is about the patient it is for, all the same.
-    """
+    """The patients an event is about: before and after, because a result that moves to another patient concerns both."""
     patients = put.stored.patients
     if put.previous is not None:
         patients = tuple(dict.fromkeys((*patients, *put.previous.patients)))
-    subject = put.stored.entries.get("subject")
-    if not patients and isinstance(subject, str) and subject.startswith("Patient/"):
-        return (subject.removeprefix("Patient/"),)
     return patients
 
 

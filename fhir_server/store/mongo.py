@@ -30,6 +30,7 @@ from fhir_server.store.refusals import answering, in_words
 Document = dict[str, Any]
 DURABLE = WriteConcern(w="majority", j=True)
 WITHOUT_ENTRIES = {d.ENTRIES: 0}
+WITHOUT_CONTENT = {d.ENTRIES: 0, d.RAW: 0}
 BATCH = 500  # of a stream; large ones come fewer at a time, because a reply ends at 16 MB
 
 
@@ -115,14 +116,15 @@ class MongoStore:
         return serve
 
     @answering
-    async def read_many(self, keys: Sequence[Key]) -> dict[Key, Stored]:
+    async def read_many(self, keys: Sequence[Key], *, raw: bool = True) -> dict[Key, Stored]:
         by_type: dict[str, list[str]] = {}
         for resource_type, id in dict.fromkeys(keys):
             by_type.setdefault(resource_type, []).append(id)
         found: dict[Key, Stored] = {}
         for resource_type, ids in by_type.items():
             for start in range(0, len(ids), 1000):
-                cursor = self.database[resource_type].find({d.ID: {"$in": ids[start : start + 1000]}}, WITHOUT_ENTRIES)
+                condition = {d.ID: {"$in": ids[start : start + 1000]}}
+                cursor = self.database[resource_type].find(condition, WITHOUT_ENTRIES if raw else WITHOUT_CONTENT)
                 async for document in cursor:
                     found[resource_type, document[d.ID]] = d.stored(resource_type, document)
         return found
@@ -327,7 +329,7 @@ def _projection(find: Find) -> Document | None:
     if find.entries == ("*",):
         return None if find.raw else {d.RAW: 0}
     if not find.entries:
-        return WITHOUT_ENTRIES if find.raw else {d.RAW: 0, d.ENTRIES: 0}
+        return WITHOUT_ENTRIES if find.raw else WITHOUT_CONTENT
     wanted: Document = dict.fromkeys((d.VERSION, d.UPDATED, d.DELETED, d.METHOD, d.PATIENTS), 1)
     if find.raw:
         wanted[d.RAW] = 1

@@ -144,7 +144,8 @@ class Store(Protocol):
 
     async def read_version(self, resource_type: str, id: str, version: int) -> Stored | None: ...
 
-    async def read_many(self, keys: Sequence[Key]) -> dict[Key, Stored]: ...
+    async def read_many(self, keys: Sequence[Key], *, raw: bool = True) -> dict[Key, Stored]:
+        """As `read`, of several; `raw` False: without their bytes. What never was is left out."""
 
     async def commit(self, puts: Sequence[Put], extras: Sequence[Extra] = ()) -> list[Event]:
         """All or nothing, durable (w: majority, j: true) when it returns. Raises Changed or errors.Unavailable."""

@@ -128,9 +128,8 @@ async def put(records: Records, headers: dict[str, str], resource: Resource, num
     answer = await records.secured.http.put(f"{kind}/{id}", json=resource, headers=headers)
     assert answer.status_code in (200, 201), answer.text
     found = answer.json()
-    records.versions.append(
-        Version(kind, id, int(found["meta"]["versionId"]), found, False, patients_of(found), label_of(found))
-    )
+    patients = patients_of(found, {one.key: one.patients for one in records.current()})
+    records.versions.append(Version(kind, id, int(found["meta"]["versionId"]), found, False, patients, label_of(found)))
 
 
 async def make_tokens(records: Records, chance: random.Random, also: str = "") -> None:
@@ -179,7 +178,7 @@ async def make_tokens(records: Records, chance: random.Random, also: str = "") -
 
 
 def random_scope(chance: random.Random, contexts: list[str]) -> tuple[str, str, str, str]:
-    kind = chance.choice(["*"] * 8 + ["Observation", "Patient", "Condition", "List", "Provenance"])
+    kind = chance.choice(["*"] * 8 + ["Observation", "Patient", "Condition", "List", "Provenance", "Task"])
     letters = chance.choice(["rs"] * 5 + ["cruds"] * 3 + ["r", "s", "cu"])
     category = chance.choice(CATEGORIES) if kind == "Observation" and chance.random() < 0.4 else ""
     return chance.choice(contexts), kind, letters, category

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Resource = dict[str, Any]
 
-# R4's patient compartment, for the types of this world: paths to references that count.
+# Whose record: R4's patient compartment, for the types of this world, and what it lacks. Paths to references that count.
 COMPARTMENT: dict[str, tuple[str, ...]] = {
     "Patient": ("link.other",),
     "Observation": ("subject", "performer"),
@@ -25,13 +25,16 @@ COMPARTMENT: dict[str, tuple[str, ...]] = {
     "List": ("subject", "source"),
     "DocumentReference": ("subject", "author"),
     "Provenance": ("target",),
+    "Task": ("for", "focus"),
+    "Device": ("patient",),
     "Group": ("member.entity",),
     "RelatedPerson": ("patient",),
     "MedicationRequest": ("subject",),
     "Consent": ("patient",),
 }
 NOBODYS = ("Organization", "Practitioner", "Questionnaire")
-NEITHER = ("Binary", "Device", "Basic")
+THROUGH = {"Provenance": "target", "Task": "focus"}  # also in the records of what this refers to
+NEITHER = ("Binary", "Basic")
 TYPES = (*COMPARTMENT, *NOBODYS, *NEITHER)
 LABELS = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
 CATEGORIES = ("vital-signs", "laboratory", "survey")
@@ -67,10 +70,12 @@ def references(value: Any) -> Iterator[str]:
             yield from references(item)
 
 
-def patients_of(resource: Resource) -> frozenset[str]:
-    """Whose compartments hold it."""
+def patients_of(resource: Resource, others: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """Whose records hold it; `others`: whose those of the other resources do, by `Type/id`."""
     resource_type = resource["resourceType"]
     found = {resource["id"]} if resource_type == "Patient" else set()
+    for reference in references(resource.get(THROUGH.get(resource_type, ""))):
+        found |= others.get(reference, frozenset())
     for path in COMPARTMENT.get(resource_type, ()):
         values: list[Any] = [resource]
         for step in path.split("."):
@@ -184,6 +189,12 @@ class Maker:
             "recorded": "2026-01-01T00:00:00Z",
             "agent": [{"who": self.reference("Practitioner")}],
         }
+
+    def _task(self) -> Resource:
+        task: Resource = {"status": "requested", "intent": "order", "description": "call back"}
+        if self.random.random() < 0.7:
+            task["for"] = self.someone()
+        return task | ({"focus": self.reference()} if self.random.random() < 0.6 else {})
 
     def _group(self) -> Resource:
         return {"type": "person", "actual": True, "member": [{"entity": self.someone()} for _ in range(2)]}

@@ -185,7 +185,7 @@ async def test_only_the_patients_asked_for(world: Secured) -> None:
 
 
 async def test_a_provenance_follows_its_target(world: Secured) -> None:
-    """It names no patient; whoever sees everybody gets it with the record it is about."""
+    """It names no patient, and stands in the record of what it is about."""
     master = await Asker("system/*.cruds", client="master").headers(world)
     for id, target in (("mine", "Observation/o20"), ("both", "Observation/o14"), ("nobodys", "Organization/north")):
         one = {"resourceType": "Provenance", "id": id, "target": [{"reference": target}], "recorded": "2026-01-01T00:00:00Z",
@@ -196,7 +196,7 @@ async def test_a_provenance_follows_its_target(world: Secured) -> None:
         "both mine": (Asker("system/*.rs", client="master"), "Group/g/$export", None),
         "mine": (Asker("system/*.rs", client="master"), "Patient/$export", parameters(patient="Patient/p2")),
         "both mine nobodys": (Asker("system/*.rs", client="master"), "$export", None),
-        "": (Asker("user/*.rs", "nurse"), "Patient/$export", None),
+        " mine both": (Asker("user/*.rs", "nurse"), "Patient/$export", None),
     }
     for expected, (asker, url, body) in asked.items():
         _, resources = await export(world.http, url, await asker.headers(world), body)

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.search import parsed
-from fhir_server.model.definitions import compartment
-from fhir_server.operations.bulk import provenance
 from fhir_server.operations.bulk.request import Request
 from fhir_server.search import stream
 from fhir_server.search.execute import resolved
 from fhir_server.search.operands import Interval
 from fhir_server.search.query import All, AnyOf, Condition, Query, Updated
+from fhir_server.search.records import memberships
 from fhir_server.search.restrict import Restriction
 from fhir_server.search.valuesets import StoredTerminology
 from fhir_server.store.protocol import Stored
@@ -34,8 +33,8 @@ class Selection:
 
 
 def types_of_patients() -> frozenset[str]:
-    """The resource types in the Patient compartment, with Patient itself."""
-    return frozenset({"Patient", *(name for name, codes in compartment("Patient").items() if codes)})
+    """The resource types that may stand in a patient's record, with Patient itself."""
+    return frozenset({"Patient", *memberships("Patient")})
 
 
 async def select(server: Server, context: Context, request: Request, resource_type: str, after: str = "") -> Selection:
@@ -46,10 +45,6 @@ async def select(server: Server, context: Context, request: Request, resource_ty
     terminology = StoredTerminology(server.store)
     found = await resolved(server.store, server.registry, query, restrict, terminology=terminology)
     patients = _patients(request, restrict(resource_type))
-    if resource_type == "Provenance" and request.level != "system" and not _limited(restrict(resource_type)):
-        every = stream.by_id(server.store, resource_type, found, after=after, entries=(provenance.TARGET,))
-        asked = None if request.patients is None else frozenset(request.patients)
-        return Selection(provenance.of_patients(server.store, every, asked, only=request.only), goes_on=True)
     if patients is None:
         of_patients = request.level != "system"
         return Selection(
