@@ -26,7 +26,7 @@ some patients. What has no patient and is not such a type is invisible to whoeve
 administrators. Labels R and V (`meta.security`) need the clearance; a patient's Consent can take that patient out.
 
 Differs from the R4 patient compartment: what is about a patient, but left out of it, is in the record, too
-(search/records.py); a Group is not shown to whoever is limited, because it names other patients.
+(search/records.py); a Group, or a Bundle that is stored, is not shown to whoever is limited, because it names other patients.
 
 https://hl7.org/fhir/smart-app-launch/STU2.2/scopes-and-launch-context.html
 """
@@ -42,6 +42,7 @@ from fhir_server.auth.scopes import PERMISSIONS, Scope
 from fhir_server.errors import FhirError, Forbidden, Unauthorized
 from fhir_server.model.resource import load
 from fhir_server.search.index import index
+from fhir_server.search.records import CARRIERS
 from fhir_server.search.registry import Registry, standard
 from fhir_server.search.restrict import EVERYTHING, NOTHING, Alternative, Restrict, Restriction
 from fhir_server.store.protocol import Stored
@@ -103,7 +104,8 @@ SHARED = frozenset({
     "StructureDefinition", "StructureMap", "Substance", "TerminologyCapabilities", "ValueSet",
 })
 # fmt: on
-HIDDEN_FROM_LIMITED = frozenset({"Group"})
+# They name, or carry, several patients.
+HIDDEN_FROM_LIMITED = CARRIERS | {"Group"}
 
 
 class Policy:

@@ -11,6 +11,7 @@ from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.search import fulltext, types
 from fhir_server.search.entries import CONTAINED, Indexed
 from fhir_server.search.paths import Path
+from fhir_server.search.records import CARRIERS, mentioned
 from fhir_server.search.registry import COMPUTED, Parameter, Registry
 from fhir_server.search.tree import Captured, Node, Work, composite, converter
 from fhir_server.search.types import reference, token
@@ -31,7 +32,10 @@ def index(registry: Registry, resource: Mapping[str, Any], *, base: str = "") ->
     """
     indexer = _indexer(registry, str(resource.get("resourceType", "")))
     entries = indexer.entries(resource, base)
-    return Indexed(entries, indexer.patients(resource, entries))
+    patients = indexer.patients(resource, entries)
+    if resource.get("resourceType") in CARRIERS:
+        patients = tuple(dict.fromkeys((*patients, *mentioned(resource, base))))
+    return Indexed(entries, patients)
 
 
 class _Indexer:

@@ -14,7 +14,11 @@ from tests.auth.test_reach import actor, consent, put, records, team  # noqa: F4
 pytestmark = pytest.mark.anyio
 
 Put = Callable[[dict[str, Any]], Awaitable[None]]
-ABOUT = ("Task/t-for", "Task/t-focus", "Provenance/v-task", "Provenance/v-result", "Device/dev", "GuidanceResponse/g")
+ABOUT = (
+    "Task/t-for", "Task/t-focus", "Provenance/v-task", "Provenance/v-result", "Device/dev", "GuidanceResponse/g",
+    "Binary/b-patient", "Binary/b-result",
+)  # fmt: skip
+CARRIERS = ("Bundle/b", "Parameters/p")
 
 
 def provenance(id: str, *targets: str) -> dict[str, Any]:
@@ -39,14 +43,26 @@ async def about_c1(put: Put, records: None) -> None:  # noqa: F811
     await put(provenance("v-task", "Task/t-focus"))
     await put(provenance("v-result", "Observation/o-c1/_history/1"))
     await put({"resourceType": "Device", "id": "dev", "patient": {"reference": "Patient/c1"}})
+    for id, reference in (("b-patient", "Patient/c1"), ("b-result", "Observation/o-c1")):
+        await put({"resourceType": "Binary", "id": id, "contentType": "text/plain", "data": "eA==",
+                   "securityContext": {"reference": reference}})  # fmt: skip
+    inside = {
+        "resourceType": "Observation",
+        "status": "final",
+        "code": {"text": "x"},
+        "subject": {"reference": "Patient/c1"},
+    }
+    await put({"resourceType": "Bundle", "id": "b", "type": "collection", "entry": [{"resource": inside}]})
+    patient = {"resourceType": "Patient", "id": "c1"}
+    await put({"resourceType": "Parameters", "id": "p", "parameter": [{"name": "x", "resource": patient}]})
     await put({"resourceType": "GuidanceResponse", "id": "g", "moduleUri": "http://x", "status": "success",
                "subject": {"reference": "Patient/c1"}})  # fmt: skip
 
 
-async def shown(secured: Secured, headers: dict[str, str]) -> set[str]:
-    """Which of ABOUT show, by id, search and history alike."""
+async def shown(secured: Secured, headers: dict[str, str], keys: tuple[str, ...] = ABOUT) -> set[str]:
+    """Which of them show, by id, search and history alike."""
     found = set()
-    for key in ABOUT:
+    for key in keys:
         kind, _, id = key.partition("/")
         by_id = (await secured.http.get(key, headers=headers)).status_code
         total = (await secured.http.get(f"{kind}?_id={id}&_summary=count", headers=headers)).json()["total"]
@@ -61,9 +77,10 @@ async def test_an_objection_hides_what_is_about_the_patient(secured: Secured, pu
     await secured.user("all", "practitioner", "Practitioner/d1", reach="all")
     doctor = await secured.token("user/*.rs", user="all")
     service = await secured.token("system/*.rs", client="service")
-    assert await shown(secured, doctor) == await shown(secured, service) == set(ABOUT)
+    keys = (*ABOUT, *CARRIERS)
+    assert await shown(secured, doctor, keys) == await shown(secured, service, keys) == set(keys)
     await put(consent("x1", "c1", {"type": "deny"}))
-    assert await shown(secured, doctor) == await shown(secured, service) == set()
+    assert await shown(secured, doctor, keys) == await shown(secured, service, keys) == set()
     await put(consent("x1", "c1", {"type": "deny"}, status="inactive"))
     assert await shown(secured, doctor) == set(ABOUT)
 
@@ -73,6 +90,9 @@ async def test_who_sees_the_patient_sees_the_tasks(secured: Secured, put: Put, a
     await secured.user("c2", "patient", "Patient/c2")
     assert await shown(secured, await secured.token("patient/*.rs", user="c1", patient="c1")) == set(ABOUT)
     assert await shown(secured, await secured.token("patient/*.rs", user="c2", patient="c2")) == set()
+    for key in CARRIERS:
+        own = await secured.token("patient/*.rs", user="c1", patient="c1")
+        assert (await secured.http.get(key, headers=own)).status_code == 403, "others may be in it"
     await secured.user("team", "practitioner", "Practitioner/d8", reach="care-team")
     nurse = await secured.token("user/*.cruds", user="team")
     assert await shown(secured, nurse) == set()

@@ -27,14 +27,15 @@ COMPARTMENT: dict[str, tuple[str, ...]] = {
     "Provenance": ("target",),
     "Task": ("for", "focus"),
     "Device": ("patient",),
+    "Binary": ("securityContext",),
     "Group": ("member.entity",),
     "RelatedPerson": ("patient",),
     "MedicationRequest": ("subject",),
     "Consent": ("patient",),
 }
 NOBODYS = ("Organization", "Practitioner", "Questionnaire")
-THROUGH = {"Provenance": "target", "Task": "focus"}  # also in the records of what this refers to
-NEITHER = ("Binary", "Basic")
+THROUGH = {"Provenance": "target", "Task": "focus", "Binary": "securityContext"}  # also in the records of what this refers to
+NEITHER = ("Basic",)
 TYPES = (*COMPARTMENT, *NOBODYS, *NEITHER)
 LABELS = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
 CATEGORIES = ("vital-signs", "laboratory", "survey")
@@ -264,7 +265,7 @@ class Maker:
         return {"status": "active", "title": self.random.choice(["A", "B"])}
 
     def _binary(self) -> Resource:
-        return {"contentType": "text/plain", "data": "c2VjcmV0", "securityContext": self.someone()}
+        return {"contentType": "text/plain", "data": "c2VjcmV0", "securityContext": self.reference()}
 
     def _device(self) -> Resource:
         return {"status": "active", "patient": self.someone()}
