@@ -17,7 +17,7 @@ How to ask, in this order, and for every entry of a bundle as for a request of i
 
 Interaction names: read vread history create update patch delete search history-type history-system conditional-create
 conditional-update conditional-patch conditional-delete transaction batch capabilities operation:$name.
-An interaction or operation the tables do not know needs every permission on every type: fail closed.
+An interaction or operation the tables do not know needs every permission on every type of every patient: fail closed.
 
 Narrower views: `system/` scopes see every patient; `user/` scopes what the user may see (everyone, the care teams'
 patients, oneself, one's proxies); `patient/` scopes the launch patient and only while the user may see that one.
@@ -70,7 +70,10 @@ NEEDS: Mapping[str, str] = {
     "operation:$explain": "rs",
     "operation:$lastn": "s",
     "operation:$stats": "s",
+    "operation:$assess-risk": "rs",
     "operation:$meta": "r",
+    "operation:$meta-add": "ru",
+    "operation:$meta-delete": "ru",
     "operation:$apply": "r",
     "operation:$events": "r",
     "operation:$status": "r",
@@ -138,6 +141,9 @@ class Policy:
                 raise Forbidden(f"The token's scopes do not allow {_words(interaction, resource_type)}")
             if kind != "*" and not self._alternatives(principal, permission, kind):
                 raise Forbidden(f"This token's user or context does not allow {_words(interaction, resource_type)}")
+            # What nobody described narrows nothing either: it is for those who are not limited.
+            if not needed and not self._is_wide(principal, permission):
+                raise Forbidden(f"{_words(interaction, resource_type)} is for those who may see every patient")
         principal.known[asked] = True
 
     def restrict(self, principal: Principal, interaction: str = "search") -> Restrict:
@@ -224,6 +230,10 @@ class Policy:
         return principal.everything or any(
             one.patients is None and not one.parameters for one in self._alternatives(principal, "u", resource_type)
         )
+
+    def _is_wide(self, principal: Principal, permission: str) -> bool:
+        """Whether some scope allows it for all types and everybody's record; objections and labels aside."""
+        return any(one.patients is None and not one.parameters for one in self._alternatives(principal, permission, "*"))
 
     def refuse_write(self, resource_type: str) -> Forbidden:
         """The same words whatever is or is not there."""

@@ -51,6 +51,7 @@ async def meta_delete(server: Server, context: Context, call: Call) -> Answer:
 async def _change(server: Server, context: Context, call: Call, change: Callable[[Resource], Resource]) -> Answer:
     """As an ordinary patch: a new version, if anything changes."""
     resource_type, id = call.path[0], call.path[1]
+    await read.read(server, context, resource_type, id)  # what is answered is read
     written = await write.patch(
         server, context, resource_type, id, lambda current: {**current, "meta": change(current.get("meta", {}))}
     )
