@@ -233,7 +233,9 @@ class Policy:
 
     def _is_wide(self, principal: Principal, permission: str) -> bool:
         """Whether some scope allows it for all types and everybody's record; objections and labels aside."""
-        return any(one.patients is None and not one.parameters for one in self._alternatives(principal, permission, "*"))
+        return any(
+            one.patients is None and not one.parameters for one in self._alternatives(principal, permission, "*")
+        )
 
     def refuse_write(self, resource_type: str) -> Forbidden:
         """The same words whatever is or is not there."""

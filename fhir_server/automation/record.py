@@ -76,6 +76,17 @@ async def chart_for(server: Server, context: Context, score: Score, patient: str
     return chart
 
 
+def seen(server: Server, context: Context, chart: Chart) -> Chart:
+    """The chart as far as a search would find what is in it."""
+    if context.principal.everything:
+        return chart
+    found = Chart(chart.id)
+    for reading in chart.readings():
+        if reading.stored is not None and server.policy.sees(context.principal, "search", reading.stored):
+            found.put(reading)
+    return found
+
+
 def stale(definitions: Iterable[FactDefinition], moment: Moment) -> Stale | None:
     """The newest value of these facts if only its age stands in the way."""
     for definition in definitions:

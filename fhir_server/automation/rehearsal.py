@@ -10,11 +10,12 @@ from fhir_server.automation.chart import Chart
 from fhir_server.automation.charts import Charts
 from fhir_server.automation.follow_up import shown
 from fhir_server.automation.proposals import EPISODES
+from fhir_server.automation.record import seen
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.tags import codes
 from fhir_server.automation.vocabulary import split_canonical
 from fhir_server.automation.world import World
-from fhir_server.interactions.context import Server
+from fhir_server.interactions.context import Context, Server
 from fhir_server.store.protocol import Find
 
 CHUNK = 32  # patients fetched by one command
@@ -58,14 +59,21 @@ def _what(resource: dict[str, object]) -> str:
     return ""
 
 
-async def rehearse(server: Server, charts: Charts, book: Rulebook, since: int, limit: int) -> Rehearsal:
-    """Replays the records of up to `limit` patients from `since` (ms) on, reading by reading, on the rules of `book`."""
+async def rehearse(
+    server: Server, context: Context, charts: Charts, book: Rulebook, since: int, limit: int
+) -> Rehearsal:
+    """Replays the records of up to `limit` patients from `since` (ms) on, reading by reading, on the rules of `book`.
+
+    As far as the principal may see them: neither who is hidden nor what is hidden counts.
+    """
     rehearsal = Rehearsal()
     now = int(server.now().timestamp() * 1000)
     async for patients in chunks(server, limit):
         opened = await charts.open(book, patients, now)
         for patient in patients:
-            chart = opened[patient]
+            chart = seen(server, context, opened[patient])
+            if chart.patient is None:
+                continue
             before = codes(chart.patient)
             rehearsal.add(patient, replay(book, chart, since, now), before)
     return rehearsal

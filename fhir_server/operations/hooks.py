@@ -93,12 +93,24 @@ async def hook_status(server: Server, context: Context, call: Call) -> Answer:
     dead = await worker.ledgers.count_dead()
     worker.metrics.depth.set(depth)
     worker.metrics.dead.set(dead)
-    parts.append({"name": "deadLetters", "valueInteger": dead})
-    for patient, body in (await worker.ledgers.dead()).items():
-        for url, failure in load(body).failures.items():
-            if not failure.at:
-                parts.append({"name": "deadLetter", "part": _dead(patient, url, failure)})
+    letters = await _letters(server, context)
+    parts.append({"name": "deadLetters", "valueInteger": dead if context.principal.everything else len(letters)})
+    parts += [{"name": "deadLetter", "part": _dead(*letter)} for letter in letters]
     return _answer(parameters(*parts))
+
+
+async def _letters(server: Server, context: Context) -> list[tuple[str, str, Any]]:
+    """(patient, rule, failure) of the dead letters about patients whom the principal may see."""
+    dead = await worker_of(server).ledgers.dead()
+    found = await server.store.read_many([("Patient", patient) for patient in dead])
+    hidden = {id for (_, id), one in found.items() if not server.policy.sees(context.principal, "read", one)}
+    return [
+        (patient, url, failure)
+        for patient, body in dead.items()
+        if patient not in hidden
+        for url, failure in load(body).failures.items()
+        if not failure.at
+    ]
 
 
 def _dead(patient: str, url: str, failure: Any) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from fhir_server.automation.definitions import Definitions
 from fhir_server.automation.evaluate import Situation, evaluate
 from fhir_server.automation.ledger import identity, slot_key
 from fhir_server.automation.plans import compile, is_rule
+from fhir_server.automation.record import seen
 from fhir_server.automation.rehearsal import rehearse
 from fhir_server.automation.rulebook import Rulebook
 from fhir_server.automation.rules import Rule
@@ -19,9 +20,11 @@ from fhir_server.errors import BadRequest, Unprocessable
 from fhir_server.interactions import read
 from fhir_server.interactions.call import Answer, Call, check_id, parameters
 from fhir_server.interactions.context import Context, Server
+from fhir_server.interactions.search import run
 from fhir_server.model.dates import DateError, instant, interval, milliseconds
 from fhir_server.model.resource import Resource, dump, load
 from fhir_server.operations.hooks import given, number
+from fhir_server.search.parse import parse
 
 RATE = 50.0  # patients a second
 
@@ -39,7 +42,7 @@ async def dry_run(server: Server, context: Context, call: Call) -> Answer:
         raise BadRequest("limit is how many patients are looked at, from 1 to 1000000")
     server.policy.may(context.principal, "search", "Patient")
     charts = Charts(server.store.database, server.registry)  # type: ignore[attr-defined]
-    found = await rehearse(server, charts, book, since, limit)
+    found = await rehearse(server, context, charts, book, since, limit)
     parts: list[dict[str, Any]] = [
         {"name": "rule", "valueCanonical": rule.canonical},
         {"name": "patients", "valueInteger": found.patients},
@@ -78,7 +81,7 @@ async def backfill(server: Server, context: Context, call: Call) -> Answer:
     worker = worker_of(server)
     await worker.refresh()
     await worker.backfills.begin(plan["url"], rate)
-    patients = await server.store.count("Patient", {"d": None})
+    patients = await _patients(server, context)
     seconds = {"value": round(Decimal(patients / rate), 1), "unit": "s", "code": "s"}
     return Answer(
         202,
@@ -92,8 +95,14 @@ async def backfill(server: Server, context: Context, call: Call) -> Answer:
     )
 
 
+async def _patients(server: Server, context: Context) -> int:
+    """How many the principal may find."""
+    found = await run(server, context, parse("Patient", [("_summary", "count")], registry=server.registry))
+    return found.total or 0
+
+
 async def apply(server: Server, context: Context, call: Call) -> Answer:
-    """A CarePlan with what the rule would propose for `subject` now; nothing is stored."""
+    """A CarePlan with what the rule would propose for `subject` now, going by what the asker may see; nothing is stored."""
     rule, book = await _alone(server, context, call)
     subject = given(call, "subject") or ""
     if not subject.startswith("Patient/"):
@@ -102,7 +111,7 @@ async def apply(server: Server, context: Context, call: Call) -> Answer:
     await read.read(server, context, "Patient", patient)
     charts = Charts(server.store.database, server.registry)  # type: ignore[attr-defined]
     now = milliseconds(server.now())
-    chart = (await charts.open(book, [patient], now))[patient]
+    chart = seen(server, context, (await charts.open(book, [patient], now))[patient])
     situation = Situation(chart, now, book.scores, codes(chart.patient))
     decision = evaluate(rule, situation)
     contained: list[Resource] = []
