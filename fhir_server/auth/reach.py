@@ -100,13 +100,27 @@ class Reach:
     async def _care_team(self, reference: str) -> frozenset[str]:
         """The patients of active care teams that name this practitioner."""
         teams = await self._find("CareTeam", ("participant", reference), ("status", "active"))
-        return frozenset(id for team in teams if (id := patient_of(team.get("subject"), self._base)))
+        return frozenset({id for team in teams if (id := await self._patient(team, "subject"))})
+
+    async def _patient(self, resource: Mapping[str, Any], element: str) -> str:
+        """The patient whom the index, too, takes it to be about, "" for none.
+
+        A URL is one of this server or not by the Host that the writer called it by: the policy judged what was written by the
+        index, and so it is nobody else's that is opened by it.
+        """
+        id = patient_of(resource.get(element), self._base)
+        if not id or resource[element]["reference"].startswith("Patient/"):
+            return id
+        indexed = await self._find(
+            str(resource["resourceType"]), ("_id", str(resource["id"])), (element, f"Patient/{id}")
+        )
+        return id if indexed else ""
 
     async def _proxied(self, id: str) -> frozenset[str]:
         """The patient of this active related person, if a Consent in force permits this very person."""
         found: set[str] = set()
         for person in await self._find("RelatedPerson", ("_id", id)):
-            patient = patient_of(person.get("patient"), self._base)
+            patient = await self._patient(person, "patient")
             if not patient or person.get("active") is False:
                 continue
             consents = await self._find("Consent", ("patient", f"Patient/{patient}"), ("status", "active"))

@@ -18,7 +18,7 @@ from fhir_server.auth.reach import Reach
 from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.auth.scopes import Scope
 from fhir_server.errors import FhirError
-from tests.auth.conftest import Secured, jwk_of
+from tests.auth.conftest import Secured, jwk_of, secured_application
 
 pytestmark = pytest.mark.anyio
 
@@ -128,6 +128,32 @@ async def test_no_reference_to_somebody_elsewhere_opens_a_record_here(
     assert await seen(secured, await secured.token("user/*.rs", user="cousin")) == {"c2"}
     await put(consent("n9", "c2", None, status="inactive"))
     await put(team("mine", "c1", "d7", status="inactive"))
+
+
+async def test_the_host_of_a_write_does_not_decide_whose_record_it_opens(
+    mongo_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Called by another name, the server takes its own URLs for another's: what it did not judge opens nothing."""
+    async with secured_application(mongo_url, tmp_path_factory.mktemp("hosts"), base="") as here:
+        base = here.server.settings.base_url
+        await here.user("keeper", "administrator")
+        await here.user("nurse", "practitioner", "Practitioner/d2", reach="care-team")
+        keeper, nurse = await here.token("user/*.cruds", user="keeper"), await here.token("user/*.cruds", user="nurse")
+        for resource in (
+            {"resourceType": "Patient", "id": "c1"},
+            {"resourceType": "Patient", "id": "c3"},
+            team("t1", "c1", "d2"),
+        ):
+            url = f"{base}/{resource['resourceType']}/{resource['id']}"
+            assert (await here.http.put(url, json=resource, headers=keeper)).status_code == 201
+        stolen = team("t3", "c1", "d2") | {"subject": {"reference": f"{base}/Patient/c3"}}
+        stolen["participant"].append({"member": {"reference": "Patient/c1"}})
+        for host, seen_then in (("elsewhere.example", ["c1"]), (base.split("/")[2], ["c1", "c3"])):
+            who = nurse if host == "elsewhere.example" else keeper
+            answer = await here.http.post(f"{base}/CareTeam", json=stolen, headers={**who, "Host": host})
+            assert answer.status_code == 201, answer.text
+            found = (await here.http.get(f"{base}/Patient", headers=nurse)).json()
+            assert [entry["resource"]["id"] for entry in found["entry"]] == seen_then
 
 
 @pytest.mark.parametrize("form", ["Patient/c1", f"{BASE}/Patient/c1", "Patient/c1/_history/1"])
