@@ -13,7 +13,7 @@ How to ask, in this order, and for every entry of a bundle as for a request of i
 4. Writes judge both sides: the version they replace by `policy.sees(principal, "update"…, previous)` (if not: to this
    caller nothing is there; a patch or delete is the 404 of an unknown id, and an update or create is refused with
    `policy.refuse_write`, which is also what an unknown id outside the reach gets), and the new one by
-   `policy.check_write(principal, interaction, stored)` with `patients` and `entries` filled.
+   `policy.check_write(principal, interaction, stored, previous)` with `patients` and `entries` filled.
 
 Interaction names: read vread history create update patch delete search history-type history-system conditional-create
 conditional-update conditional-patch conditional-delete transaction batch capabilities operation:$name.
@@ -189,21 +189,39 @@ class Policy:
                 return True
         return False
 
-    def check_write(self, principal: Principal, interaction: str, stored: Stored) -> None:
-        """Raises Forbidden unless the new version lies within what may be written, in every compartment it enters."""
-        if principal.everything or stored.deleted:
+    def check_write(
+        self, principal: Principal, interaction: str, stored: Stored, previous: Stored | None = None
+    ) -> None:
+        """Raises Forbidden unless the new version lies within what may be written, in every compartment it enters.
+
+        So must the one that it replaces, in every compartment that it leaves: what stands in another's record as well
+        is seen, and is not to be taken out of it. What nothing live precedes is a create, however it is asked for.
+        """
+        if principal.everything:
             return
-        permission = "c" if interaction.endswith("create") else "u"
+        live = previous if previous is not None and not previous.deleted else None
+        asked: list[tuple[str, Stored]] = []
+        if not stored.deleted:
+            asked += [("u", stored)] if not interaction.endswith("create") else []
+            asked += [("c", stored)] if live is None else []
+        if live is not None:
+            asked.append(("d" if stored.deleted else "u", live))
+        if not all(self._within(principal, permission, version) for permission, version in asked):
+            raise self.refuse_write(stored.resource_type)
+
+    def _within(self, principal: Principal, permission: str, stored: Stored) -> bool:
+        """Whether a version lies within what this permission reaches with all of its compartments."""
+        if _is_hidden(principal, stored):
+            return False
         patients = frozenset(stored.patients)
-        if not _is_hidden(principal, stored):
-            for one in self._alternatives(principal, permission, stored.resource_type):
-                if one.patients is not None and (not patients or not patients <= one.patients):
-                    continue
-                if one.excluded and patients & one.excluded:
-                    continue
-                if not one.parameters or self._match(one, stored):
-                    return
-        raise self.refuse_write(stored.resource_type)
+        for one in self._alternatives(principal, permission, stored.resource_type):
+            if one.patients is not None and (not patients or not patients <= one.patients):
+                continue
+            if one.excluded and patients & one.excluded:
+                continue
+            if not one.parameters or self._match(one, stored):
+                return True
+        return False
 
     def touches(self, principal: Principal, interaction: str, resource_type: str, patients: Sequence[str]) -> bool:
         """Whether who writes this reaches what is in these patients' records: only then does it lead into them.

@@ -106,7 +106,7 @@ def prepare(
     if about:
         indexed = Indexed(indexed.entries, tuple(dict.fromkeys((*indexed.patients, *about))))
     stored = next_version(server, resource, indexed, previous, method)
-    server.policy.check_write(context.principal, interaction, stored)
+    server.policy.check_write(context.principal, interaction, stored, previous)
     if previous is not None and not previous.deleted and not beside:
         same = dump(stamped(resource, previous.version, previous.updated))
         if same == previous.raw:
@@ -293,7 +293,7 @@ async def delete(
 
 
 def prepare_delete(server: Server, context: Context, previous: Stored | None) -> Put | None:
-    """The tombstone that follows `previous`; it stays in the compartments of what it ends."""
+    """The tombstone that follows `previous`; it stays in the compartments of what it ends. Raises what the policy says."""
     if previous is None or previous.deleted:
         return None
     updated = moment(server, previous)
@@ -303,6 +303,7 @@ def prepare_delete(server: Server, context: Context, previous: Stored | None) ->
     stored = Stored(
         previous.resource_type, previous.id, previous.version + 1, updated, raw, True, "delete", previous.patients
     )
+    server.policy.check_write(context.principal, "delete", stored, previous)
     return Put(stored, previous, None, context.cause)
 
 
