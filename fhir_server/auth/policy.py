@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from fhir_server.auth.labels import CONFIDENTIALITY, hidden, label_of
+from fhir_server.auth.labels import CONFIDENTIALITY, hidden, highest, label_of
 from fhir_server.auth.principal import Principal
 from fhir_server.auth.scopes import PERMISSIONS, Scope
 from fhir_server.errors import FhirError, Forbidden, Unauthorized
@@ -96,6 +96,9 @@ NEED_A_TOKEN = frozenset(
 # Who may take many records away at once, besides services; each type is asked for as well, and narrowed as a search is.
 EXPORTERS = frozenset({"administrator", "practitioner"})
 
+# What it is decided from who may see whom: who broke the glass would go on seeing without it.
+DECIDING = frozenset({"CareTeam", "Consent", "RelatedPerson"})
+
 # Nobody's record: actors of the health system and definitions. Without patient content by their own definition in R4.
 # fmt: off
 SHARED = frozenset({
@@ -127,6 +130,8 @@ class Policy:
             raise refused
         if interaction in NEED_A_TOKEN:
             return
+        if principal.purpose and resource_type in DECIDING and not set(NEEDS.get(interaction, "c")).isdisjoint("cud"):
+            raise Forbidden("The glass is broken for somebody in an emergency, not to change who may see whom")
         if interaction == "operation:$export":
             _check_exporter(principal)
             if resource_type is None:
@@ -206,7 +211,8 @@ class Policy:
             asked += [("c", stored)] if live is None else []
         if live is not None:
             asked.append(("d" if stored.deleted else "u", live))
-        if not all(self._within(principal, permission, version) for permission, version in asked):
+        within = all(self._within(principal, permission, version) for permission, version in asked)
+        if not within or _widens(principal, stored, live):
             raise self.refuse_write(stored.resource_type)
 
     def _within(self, principal: Principal, permission: str, stored: Stored) -> bool:
@@ -354,6 +360,14 @@ def _is_hidden(principal: Principal, stored: Stored) -> bool:
     if not labels or b'"security"' not in stored.raw:
         return False
     return label_of(load(stored.raw)) in labels
+
+
+def _widens(principal: Principal, stored: Stored, live: Stored | None) -> bool:
+    """Whether the write takes away the label that only broken glass lets this principal see through."""
+    if not principal.purpose or live is None or stored.deleted or b'"security"' not in live.raw:
+        return False
+    labels = [label_of(load(one.raw)) for one in (live, stored)]
+    return highest(labels) != labels[1]
 
 
 def _everything(resource_type: str) -> Restriction:

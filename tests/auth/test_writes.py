@@ -100,3 +100,28 @@ async def test_an_update_that_creates_is_a_create(
     assert changed.status_code == 200, changed.text
     assert (await secured.http.delete(url, headers=keeper)).status_code == 204
     assert (await secured.http.put(url, json=body, headers=headers)).status_code == 403
+
+
+async def test_broken_glass_opens_nothing_for_later(secured: Secured, keeper: dict[str, str]) -> None:
+    await secured.user("nurse", "practitioner", "Practitioner/d2", reach="care-team")
+    nurse = await secured.token("user/*.cruds", user="nurse")
+    broken = {**nurse, "X-Break-Glass": "unconscious in the ER"}
+    team = {"resourceType": "CareTeam", "status": "active", "subject": to("Patient/w2"),
+            "participant": [{"member": to("Practitioner/d2")}]}  # fmt: skip
+    for answer in (
+        await secured.http.post("CareTeam", json=team, headers=broken),
+        await secured.http.post("", json=transaction("POST", "CareTeam", team), headers=broken),
+    ):
+        assert answer.status_code == 403, answer.text
+    assert (await secured.http.get("Patient/w2", headers=nurse)).status_code == 404
+    label = {"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": "R"}
+    restricted = {"resourceType": "Observation", "id": "w7", "meta": {"security": [label]}, "status": "final",
+                  "code": {"text": "x"}, "subject": to("Patient/w2")}  # fmt: skip
+    await put(secured, restricted, keeper)
+    bare = {name: value for name, value in restricted.items() if name != "meta"}
+    assert (await secured.http.put("Observation/w7", json=bare, headers=broken)).status_code == 403
+    unlabel = {"resourceType": "Parameters", "parameter": [{"name": "meta", "valueMeta": {"security": [label]}}]}
+    answer = await secured.http.post("Observation/w7/$meta-delete", json=unlabel, headers=broken)
+    assert answer.status_code == 403, answer.text
+    amended = {**restricted, "status": "amended"}
+    assert (await secured.http.put("Observation/w7", json=amended, headers=broken)).status_code == 200
