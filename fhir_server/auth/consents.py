@@ -106,6 +106,16 @@ def verdict(provision: Any, reference: str, now: float, *, base: str, named: boo
     return kind
 
 
+def names(provision: Any, reference: str) -> bool:
+    """Whether this provision, or an exception to it, names the actor."""
+    if not isinstance(provision, Mapping):
+        return False
+    actors = [str((actor.get("reference") or {}).get("reference", "")) for actor in provision.get("actor") or ()]
+    return any(_ends(actor, reference) for actor in actors) or any(
+        names(inner, reference) for inner in provision.get("provision") or ()
+    )
+
+
 def patient_of(reference: Any, base: str) -> str:
     """The id in a Reference to a Patient of this server, "" for anything else: one elsewhere is somebody else."""
     text = reference.get("reference") if isinstance(reference, Mapping) else None

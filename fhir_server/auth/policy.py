@@ -36,6 +36,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from fhir_server.auth.consents import names
 from fhir_server.auth.labels import CONFIDENTIALITY, hidden, highest, label_of
 from fhir_server.auth.principal import Principal
 from fhir_server.auth.scopes import PERMISSIONS, Scope
@@ -363,7 +364,12 @@ def _is_hidden(principal: Principal, stored: Stored) -> bool:
 
 
 def _widens(principal: Principal, stored: Stored, live: Stored | None) -> bool:
-    """Whether the write takes away the label that only broken glass lets this principal see through."""
+    """Whether the write adds to what this principal may see: by a consent to her own proxy, or by taking a label away that
+    only broken glass lets her see through.
+    """
+    if stored.resource_type == "Consent" and "related-person" in principal.roles:
+        versions = [load(one.raw) for one in (stored, live) if one is not None and not one.deleted]
+        return any(names(one.get("provision"), principal.fhir_user or "") for one in versions)
     if not principal.purpose or live is None or stored.deleted or b'"security"' not in live.raw:
         return False
     labels = [label_of(load(one.raw)) for one in (live, stored)]

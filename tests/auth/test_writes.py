@@ -125,3 +125,31 @@ async def test_broken_glass_opens_nothing_for_later(secured: Secured, keeper: di
     assert answer.status_code == 403, answer.text
     amended = {**restricted, "status": "amended"}
     assert (await secured.http.put("Observation/w7", json=amended, headers=broken)).status_code == 200
+
+
+async def test_a_proxy_does_not_write_the_consent_to_herself(secured: Secured, keeper: dict[str, str]) -> None:
+    await put(secured, {"resourceType": "RelatedPerson", "id": "w1", "patient": to("Patient/w1")}, keeper)
+    text = {"text": "x"}
+
+    def consent(person: str, **more: Any) -> Resource:
+        actor = [{"role": text, "reference": to(f"RelatedPerson/{person}")}]
+        provision = {"type": "permit", "provision": [{"type": "permit", "actor": actor}]} if more else {"actor": actor}
+        return {"resourceType": "Consent", "id": "w1", "status": "active", "scope": text, "category": [text],
+                "policyRule": text, "patient": to("Patient/w1"), 
+                "provision": {"type": "permit", **provision, **more}}  # fmt: skip
+
+    await put(secured, consent("w1"), keeper)
+    await secured.user("proxy", "related-person", "RelatedPerson/w1")
+    proxy = await secured.token("user/*.cruds", user="proxy")
+    assert (await secured.http.get("Patient/w1", headers=proxy)).status_code == 200
+    for answer in (
+        await secured.http.post("Consent", json=consent("w1"), headers=proxy),
+        await secured.http.post("Consent", json=consent("w1", period={"end": "2099"}), headers=proxy),
+        await secured.http.put("Consent/w1", json=consent("w1", period={"end": "2099"}), headers=proxy),
+        await secured.http.put("Consent/w1", json=consent("other"), headers=proxy),
+        await secured.http.delete("Consent/w1", headers=proxy),
+    ):
+        assert answer.status_code == 403, answer.text
+    assert (await secured.http.post("Consent", json=consent("other"), headers=proxy)).status_code == 201
+    await put(secured, {**consent("w1"), "status": "inactive"}, keeper)
+    assert (await secured.http.get("Patient/w1", headers=proxy)).status_code == 404
