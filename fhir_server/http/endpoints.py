@@ -99,15 +99,14 @@ async def do_patch(server: Server, context: Context, call: Call) -> Answer:
     controls(context, call, FORMAT)
     change = _change(call)
     result = await write.patch(server, context, call.path[0], call.path[1], change, if_match=call.header("if-match"))
-    return written(result)
+    return read.shown(server, context, written(result))
 
 
 async def do_conditional_patch(server: Server, context: Context, call: Call) -> Answer:
     criteria = _criteria(call)
     change = _change(call)
-    return written(
-        await conditional.patch(server, context, call.path[0], change, criteria, if_match=call.header("if-match"))
-    )
+    result = await conditional.patch(server, context, call.path[0], change, criteria, if_match=call.header("if-match"))
+    return read.shown(server, context, written(result))
 
 
 async def do_delete(server: Server, context: Context, call: Call) -> Answer:

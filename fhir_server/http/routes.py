@@ -52,7 +52,8 @@ def _response_entry(answer: Answer, base: str, returning: str, bare: bool) -> by
     elif answer.body:
         resource = answer.body
     elif answer.stored is not None:
-        resource = answer.stored.raw if not answer.wrote or returning == "representation" else b""
+        shows = not answer.wrote or (returning == "representation" and not answer.unread)
+        resource = answer.stored.raw if shows else b""
     else:  # an operation whose result is an OperationOutcome
         resource = dump(failures.outcome(answer.issues))
     rest = dump(response_entry(answer, base, shown))

@@ -213,7 +213,7 @@ def _body(answer: Answer, wanted: Wish) -> bytes:
         return answer.body
     if answer.stored is not None:
         if answer.wrote:
-            if wanted.returning == "minimal":
+            if wanted.returning == "minimal" or (answer.unread and wanted.returning == "representation"):
                 return b""
             if wanted.returning == "OperationOutcome":
                 return dump(outcome(answer.issues))

@@ -12,7 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from fhir_server.errors import BadRequest, Conflict, FhirError, Gone, Issue, NotFound, TooLarge, Unprocessable
-from fhir_server.interactions import patch_document, write
+from fhir_server.interactions import patch_document, read, write
 from fhir_server.interactions.belonging import belonging
 from fhir_server.interactions.bundled_matches import BundledMatches
 from fhir_server.interactions.call import Answer, Call, check_id
@@ -93,7 +93,7 @@ async def _transaction(
             await asyncio.sleep(min(0.5, 0.01 * 2**attempt) * random.random())
     else:
         raise Conflict("The resources of this transaction are being changed by others at the same time; try again")
-    answers = {entry.index: _answer(entry) for entry in writes}
+    answers = {entry.index: _answer(server, context, entry) for entry in writes}
     for entry in reads:
         # What is written stays written: a read that fails now must not make it look refused.
         answers[entry.index] = await within(entry, (safely if writes else dispatch)(server, context, entry.call))
@@ -305,7 +305,7 @@ async def _rewriting(server: Server, context: Context, writes: list[Entry]) -> R
     return Rewriting(mapping)
 
 
-def _answer(entry: Entry) -> Answer:
+def _answer(server: Server, context: Context, entry: Entry) -> Answer:
     put = entry.put
     if put is None:  # nothing had to change: a conditional create that matched, an equal update, a delete of nothing
         stored = entry.match if entry.call.method != "DELETE" else None
@@ -317,4 +317,4 @@ def _answer(entry: Entry) -> Answer:
     answer = Answer(status, stored=stored, wrote=True, issues=entry.issues)
     if stored is not None:
         answer.location = f"{stored.resource_type}/{stored.id}/_history/{stored.version}"
-    return answer
+    return read.shown(server, context, answer) if entry.call.method == "PATCH" else answer

@@ -61,6 +61,7 @@ class Answer:
     packed: Packed | None = None
     empty: bool = False  # there is nothing to say beyond status and headers
     wrote: bool = False  # Prefer: return=… applies
+    unread: bool = False  # what was written is not to be read by who wrote it, and not shown
     parts: Sequence[Answer] = ()  # of a bundle, entry by entry; for the audit
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from fhir_server.errors import BadRequest, NotFound
-from fhir_server.interactions.call import Call, check_id, versions_of
+from fhir_server.interactions.call import Answer, Call, check_id, versions_of
 from fhir_server.interactions.context import Context, Server
 from fhir_server.interactions.write import check_type, existing, see
 from fhir_server.model import dates
@@ -43,6 +43,15 @@ async def vread(server: Server, context: Context, resource_type: str, id: str, v
     if stored is None:
         raise NotFound(f"{resource_type}/{id} has no version {version[:64]!r}")
     return existing(stored, resource_type, id)
+
+
+def shown(server: Server, context: Context, answer: Answer) -> Answer:
+    """The answer to a patch, which brings what its sender did not send: to be shown to who may read or find it."""
+    stored, policy = answer.stored, server.policy
+    answer.unread = stored is not None and not any(
+        policy.sees(context.principal, interaction, stored) for interaction in ("read", "search")
+    )
+    return answer
 
 
 def not_modified(call: Call, stored: Stored) -> bool:

@@ -135,7 +135,7 @@ async def test_a_proxy_does_not_write_the_consent_to_herself(secured: Secured, k
         actor = [{"role": text, "reference": to(f"RelatedPerson/{person}")}]
         provision = {"type": "permit", "provision": [{"type": "permit", "actor": actor}]} if more else {"actor": actor}
         return {"resourceType": "Consent", "id": "w1", "status": "active", "scope": text, "category": [text],
-                "policyRule": text, "patient": to("Patient/w1"), 
+                "policyRule": text, "patient": to("Patient/w1"),
                 "provision": {"type": "permit", **provision, **more}}  # fmt: skip
 
     await put(secured, consent("w1"), keeper)
@@ -153,3 +153,21 @@ async def test_a_proxy_does_not_write_the_consent_to_herself(secured: Secured, k
     assert (await secured.http.post("Consent", json=consent("other"), headers=proxy)).status_code == 201
     await put(secured, {**consent("w1"), "status": "inactive"}, keeper)
     assert (await secured.http.get("Patient/w1", headers=proxy)).status_code == 404
+
+
+@pytest.mark.parametrize(("scope", "shown"), [("patient/Observation.u", False), ("patient/Observation.ru", True)])
+async def test_a_patch_is_no_way_to_read(secured: Secured, keeper: dict[str, str], scope: str, shown: bool) -> None:
+    body = {"resourceType": "Observation", "id": "w6", "status": "final", "code": {"text": "telling"},
+            "subject": to("Patient/w1")}  # fmt: skip
+    await put(secured, body, keeper)
+    own = {**await secured.token(scope, user="w1", patient="w1"), "Prefer": "return=representation"}
+    change = {"resourceType": "Parameters"}
+    for answer in (
+        await secured.http.patch("Observation/w6", content="[]", headers={**own, **PATCH}),
+        await secured.http.post("", json=transaction("PATCH", "Observation/w6", change), headers=own),
+        await secured.http.post(
+            "", json={**transaction("PATCH", "Observation/w6", change), "type": "batch"}, headers=own
+        ),
+    ):
+        assert answer.status_code == 200, answer.text
+        assert ("telling" in answer.text) == shown
