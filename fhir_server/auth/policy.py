@@ -43,6 +43,7 @@ from fhir_server.auth.scopes import PERMISSIONS, Scope
 from fhir_server.errors import FhirError, Forbidden, Unauthorized
 from fhir_server.model.resource import load
 from fhir_server.search.index import index
+from fhir_server.search.match import alone
 from fhir_server.search.records import CARRIERS
 from fhir_server.search.registry import Registry, standard
 from fhir_server.search.restrict import EVERYTHING, NOTHING, Alternative, Restrict, Restriction
@@ -312,9 +313,11 @@ def _check_exporter(principal: Principal) -> None:
 
 
 def _is_understood(scope: Scope, resource_type: str) -> bool:
-    """A narrowing that means nothing for the type lets nothing through."""
+    """A narrowing that means nothing for the type, or that the resource alone does not decide (a value set), lets nothing
+    through.
+    """
     try:
-        return not scope.parameters or bool(Alternative(None, scope.parameters, resource_type).condition)
+        return not scope.parameters or alone(Alternative(None, scope.parameters, resource_type).condition)
     except FhirError:
         return False
 

@@ -25,10 +25,9 @@ from fhir_server.model.dates import interval
 from fhir_server.model.definitions import RESOURCE_TYPES
 from fhir_server.model.resource import Resource, load
 from fhir_server.search.entries import Indexed
-from fhir_server.search.match import Candidate, matches
-from fhir_server.search.operands import Members, Parts
+from fhir_server.search.match import Candidate, alone, matches
 from fhir_server.search.parse import parse
-from fhir_server.search.query import All, AnyOf, Condition, Ids, Match, Missing, Not, Query, Updated
+from fhir_server.search.query import Query
 from fhir_server.search.registry import Registry
 from fhir_server.store.notifications import HIDDEN, Notification, Notifications
 from fhir_server.store.protocol import Extra, Find, Put, Stored
@@ -73,26 +72,11 @@ def criteria(text: str, registry: Registry) -> Query:
             )
     query = parse(path[0], pairs, registry=registry)
     for condition in query.conditions.get(path[0], ()):
-        if not _alone(condition):
+        if not alone(condition):
             raise Unprocessable(
                 f"The criteria {text[:200]!r} need more than the resource itself (a chain or a value set)"
             )
     return query
-
-
-def _alone(condition: Condition) -> bool:
-    """Whether it looks at one resource only."""
-    if isinstance(condition, Match):
-        return not any(
-            isinstance(one, Members)
-            or (isinstance(one, Parts) and any(isinstance(part, Members) for part in one.parts))
-            for one in condition.operands
-        )
-    if isinstance(condition, All | AnyOf):
-        return all(_alone(one) for one in condition.conditions)
-    if isinstance(condition, Not):
-        return _alone(condition.condition)
-    return isinstance(condition, Missing | Ids | Updated)
 
 
 def read(resource: Resource, registry: Registry, version: int = 0) -> Subscription:

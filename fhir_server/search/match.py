@@ -75,6 +75,21 @@ def holds(condition: Condition, entries: Mapping[str, Any]) -> bool:
     return _holds(condition, Candidate("", "", Indexed(dict(entries), ())), NOWHERE)
 
 
+def alone(condition: Condition) -> bool:
+    """Whether it looks at one resource only: no chain, no value set."""
+    if isinstance(condition, Match):
+        return not any(
+            isinstance(one, Members)
+            or (isinstance(one, Parts) and any(isinstance(part, Members) for part in one.parts))
+            for one in condition.operands
+        )
+    if isinstance(condition, All | AnyOf):
+        return all(alone(one) for one in condition.conditions)
+    if isinstance(condition, Not):
+        return alone(condition.condition)
+    return isinstance(condition, Missing | Ids | Updated)
+
+
 def _holds(condition: Condition, candidate: Candidate, world: World) -> bool:
     if isinstance(condition, Match):
         return _match(condition, candidate, world) is not condition.negated
