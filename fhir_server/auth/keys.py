@@ -28,6 +28,7 @@ from fhir_server.store.credentials import Credentials, SigningKey
 
 ALGORITHM = "RS256"  # what every OpenID client must understand
 RELOAD_SECONDS = 30  # how soon a process notices a rotation made elsewhere
+UNKNOWN_SECONDS = 1  # and how soon where a token names a key it does not know: another process may sign with it already
 
 
 def key_file(data_dir: Path) -> bytes:
@@ -107,15 +108,15 @@ class Keys:
     async def public(self, kid: str) -> Any | None:
         """The public key of that id while it is published. The id is only looked up in memory, whatever it contains."""
         if kid not in self._public:
-            await self._reload()
+            await self._reload(UNKNOWN_SECONDS)
         return self._public.get(kid)
 
     async def sign(self, claims: dict[str, Any], typ: str) -> str:
         signer = await self.signer()
         return jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.kid, "typ": typ})
 
-    async def _reload(self) -> None:
-        if not 0 <= self._now() - self._read_at < RELOAD_SECONDS:
+    async def _reload(self, after: float = RELOAD_SECONDS) -> None:
+        if not 0 <= self._now() - self._read_at < after:
             await self._load()
 
     async def _load(self) -> bool:

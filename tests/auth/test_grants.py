@@ -16,6 +16,7 @@ from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.jwk import ECKey, RSAKey
 
+from fhir_server.auth.authority import build
 from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site, assertion, redeem, refresh, secured_application, who
 
 pytestmark = pytest.mark.anyio
@@ -283,6 +284,21 @@ async def test_keys_rotate_and_old_tokens_stay_valid_to_their_end(
     assert (await who(http, site, new)).status_code == 200
     at(2 * 3600)
     assert [key["kid"] for key in (await http.get(site.auth + "/jwks")).json()["keys"]] == [fresh]
+
+
+async def test_a_rotation_elsewhere_refuses_no_token(
+    site: Site, browser: Browser, http: httpx.AsyncClient, at: Any
+) -> None:
+    """Another worker signs with the new key at once; this one must not need its next look at the keys to know it."""
+    settings, credentials = site.authority.settings, site.authority.credentials
+    other = build(settings, credentials, base=site.url, now=site.now, passwords=site.authority.passwords)
+    await other.open()
+    await other.keys.rotate()
+    client = await credentials.client("daemon")
+    assert client is not None
+    at(1.5)
+    token = await other.tokens.access_token(subject="daemon", client=client, scopes=["system/*.rs"])
+    assert (await who(http, site, token)).status_code == 200
 
 
 async def test_private_keys_and_secrets_are_not_in_the_database(site: Site) -> None:
