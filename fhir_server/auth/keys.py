@@ -85,14 +85,15 @@ class Keys:
     async def rotate(self) -> str:
         """A new key signs from now on; the old ones stay published until the last token they signed has expired."""
         now = int(self._now())
-        for key in await self._credentials.all_keys():
+        before = await self._credentials.all_keys()
+        fresh = await asyncio.to_thread(self._new_key)
+        await self._credentials.put_key(fresh)  # first: without a key that signs no process could start any more
+        for key in before:
             if not key.expires:
                 end = now + self._longest_token + 2 * RELOAD_SECONDS  # other processes sign with it a little longer
-                await self._credentials.put_key(replace(key, expires=end))
+                await self._credentials.put_key(replace(key, expires=max(end, key.needed)))
             elif key.expires < now:
                 await self._credentials.remove_key(key.kid)
-        fresh = await asyncio.to_thread(self._new_key)
-        await self._credentials.put_key(fresh)
         await self._load()
         return fresh.kid
 
@@ -113,6 +114,9 @@ class Keys:
 
     async def sign(self, claims: dict[str, Any], typ: str) -> str:
         signer = await self.signer()
+        end = claims.get("exp")
+        if isinstance(end, int) and end > self._now() + self._longest_token:  # one of `fhir-server token --ttl`
+            await self._credentials.need_key(signer.kid, end + RELOAD_SECONDS)
         return jwt.encode(claims, signer.private, algorithm=ALGORITHM, headers={"kid": signer.kid, "typ": typ})
 
     async def _reload(self, after: float = RELOAD_SECONDS) -> None:

@@ -101,7 +101,10 @@ class RefreshToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningKey:
-    """`private` is encrypted. Signs from `created` until a younger one exists; is published until `expires` (0: no end yet)."""
+    """`private` is encrypted. Signs from `created` until a younger one exists; is published until `expires` (0: no end yet).
+
+    `needed`: until when a token needs it that lives longer than tokens usually do.
+    """
 
     kid: str
     algorithm: str
@@ -109,6 +112,7 @@ class SigningKey:
     private: str
     created: int
     expires: int = 0
+    needed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +203,9 @@ class Credentials:
         except DuplicateKeyError:
             return
         await self.put_key(key)
+
+    async def need_key(self, kid: str, until: int) -> None:
+        await self.keys.update_one({"_id": kid}, {"$max": {"needed": until}})
 
     async def all_keys(self) -> list[SigningKey]:
         return [

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc.jwk import ECKey, RSAKey
 
 from fhir_server.auth.authority import build
+from fhir_server.store.credentials import Credentials, SigningKey
 from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site, assertion, redeem, refresh, secured_application, who
 
 pytestmark = pytest.mark.anyio
@@ -293,12 +294,46 @@ async def test_a_rotation_elsewhere_refuses_no_token(
     settings, credentials = site.authority.settings, site.authority.credentials
     other = build(settings, credentials, base=site.url, now=site.now, passwords=site.authority.passwords)
     await other.open()
+    await http.get(site.auth + "/jwks")  # has just looked
     await other.keys.rotate()
     client = await credentials.client("daemon")
     assert client is not None
     at(1.5)
     token = await other.tokens.access_token(subject="daemon", client=client, scopes=["system/*.rs"])
     assert (await who(http, site, token)).status_code == 200
+
+
+async def test_a_rotation_ends_no_token_that_lives_longer_than_others(
+    site: Site, http: httpx.AsyncClient, at: Any
+) -> None:
+    client = await site.authority.credentials.client("daemon")
+    assert client is not None
+    token = await site.authority.tokens.access_token(
+        subject="daemon", client=client, scopes=["system/*.rs"], lifetime=86400
+    )
+    await site.authority.keys.rotate()
+    at(86000)
+    kids = [key["kid"] for key in (await http.get(site.auth + "/jwks")).json()["keys"]]
+    assert jwt.get_unverified_header(token)["kid"] in kids
+    assert (await who(http, site, token)).status_code == 200
+    at(1000)
+    assert (await who(http, site, token)).status_code == 401
+
+
+async def test_a_rotation_that_stops_half_way_leaves_a_key_that_signs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials, put = site.authority.credentials, Credentials.put_key
+
+    async def once(self: Credentials, key: SigningKey) -> None:
+        await put(self, key)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Credentials, "put_key", once)
+        with pytest.raises(RuntimeError):
+            await site.authority.keys.rotate()
+    assert any(not key.expires for key in await credentials.all_keys())
 
 
 async def test_private_keys_and_secrets_are_not_in_the_database(site: Site) -> None:
