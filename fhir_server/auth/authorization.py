@@ -52,6 +52,7 @@ class Request:
     patient: str = ""
     encounter: str = ""
     prompt: str = ""
+    since: float = 0.0  # a login before this does not count
     browser: str = ""  # hash of the cookie
     visit_asked: bool = False
 
@@ -70,7 +71,7 @@ class Request:
 class Session:
     user: User
     hash: str
-    auth_time: int
+    auth_time: float
 
 
 class Authorizations:
@@ -145,8 +146,20 @@ class Authorizations:
             nonce=given.get("nonce", ""),
             launch=launch,
             prompt=given.get("prompt", ""),
+            since=self._since(given),
             browser=digest(browser),
         )
+
+    def _since(self, given: Mapping[str, str]) -> float:
+        """From when on a login counts. https://openid.net/specs/openid-connect-core-1_0.html#AuthRequest"""
+        prompt, age = split(given.get("prompt", "")), given.get("max_age", "")
+        if "none" in prompt and len(prompt) > 1:
+            raise invalid_request("prompt=none does not go with other values")
+        if age and not re.fullmatch(r"[0-9]{1,9}", age):
+            raise invalid_request("max_age must be a number of seconds")
+        if "login" in prompt:
+            return self._now()
+        return self._now() - int(age) if age else 0.0
 
     async def find(self, id: str, browser: str) -> tuple[Request, Client]:
         """The kept request, for the browser that started it. Raises OAuthError."""
@@ -167,24 +180,33 @@ class Authorizations:
 
     # Sessions
 
-    async def log_in(self, user: User) -> str:
-        """A new session (never one the browser brought along: no fixation); the value of its cookie."""
+    async def log_in(self, user: User, before: str = "") -> str:
+        """A new session (never one the browser brought along: no fixation); the value of its cookie.
+
+        `before` is the cookie of the one whose place it takes: what was granted in one's own goes on, another user's ends.
+        """
         cookie = new_secret()
-        now = int(self._now())
+        now = self._now()
         content = {"user": user.name, "auth_time": now}
         await self._credentials.put_passing(
-            Passing(id=digest(cookie), kind="session", expires=now + SESSION_SECONDS, content=content)
+            Passing(id=digest(cookie), kind="session", expires=int(now) + SESSION_SECONDS, content=content)
         )
+        left = await self.session(before)
+        if left is not None and left.user.name == user.name:
+            await self._credentials.hand_over_session(left.hash, digest(cookie))
+        await self.log_out(before)
         return cookie
 
-    async def session(self, cookie: str) -> Session | None:
+    async def session(self, cookie: str, request: Request | None = None) -> Session | None:
+        """Who is logged in; for a request, if it takes this login or asks for a fresh one."""
         if not cookie:
             return None
         item = await self._credentials.passing_item("session", digest(cookie), int(self._now()))
         user = await self._credentials.user(item.content["user"]) if item else None
         if item is None or user is None or user.disabled:
             return None
-        return Session(user, item.id, int(item.content["auth_time"]))
+        session = Session(user, item.id, float(item.content["auth_time"]))
+        return session if request is None or session.auth_time >= request.since else None
 
     async def log_out(self, cookie: str) -> None:
         item = await self._credentials.take_passing("session", digest(cookie), int(self._now()))
@@ -268,7 +290,7 @@ class Authorizations:
             fhir_user=session.user.fhir_user,
             nonce=request.nonce,
             session=session.hash,
-            auth_time=session.auth_time,
+            auth_time=int(session.auth_time),
             created=now,
             expires=now + self._grants.lifetime(scopes),
             intent=str(launch.get("intent") or ""),

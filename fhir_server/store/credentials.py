@@ -233,6 +233,9 @@ class Credentials:
     async def grants_of_session(self, session: str) -> list[Grant]:
         return [_some(Grant, "id", document) async for document in self.grants.find({"session": session})]
 
+    async def hand_over_session(self, old: str, new: str) -> None:
+        await self.grants.update_many({"session": old}, {"$set": {"session": new}})
+
     async def put_code(self, code: Code) -> None:
         document = _document(code, "hash", code.expires + 600)  # kept past its end: reuse must still be recognized
         await self.codes.insert_one(document)

@@ -226,6 +226,8 @@ REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "a launch nobody made": ({"launch": "guess"}, "invalid_request"),
     "a request object": ({"request": "x.y.z"}, "request_not_supported"),
     "prompt none without session": ({"prompt": "none"}, "login_required"),
+    "prompt none and more": ({"prompt": "none login"}, "invalid_request"),
+    "an age that is no number": ({"max_age": "-1"}, "invalid_request"),
 }
 
 
@@ -254,6 +256,45 @@ async def test_refused_requests_go_back_to_the_app(site: Site, http: httpx.Async
     assert back["error"] == [error]
     assert back["iss"] == [site.url]
     assert back.get("state") == (["s&=+ "] if "state" not in changed else None)
+
+
+FRESH: dict[str, dict[str, str]] = {
+    "prompt": {"prompt": "login"},
+    "one of several": {"prompt": "login consent"},
+    "age": {"max_age": "0"},
+}
+
+
+@pytest.mark.parametrize("asked", FRESH)
+async def test_an_app_asks_for_a_fresh_login(site: Site, browser: Browser, http: httpx.AsyncClient, asked: str) -> None:
+    """Also by a form on its own page, where the browser leaves the session's cookie out of the POST and not of what follows."""
+    online = (await redeem(http, site, await browser.authorize("ann", scope="patient/*.rs online_access"))).json()
+    wanted = request_of(site, **FRESH[asked])
+    by_link = await browser.http.get(site.auth + "/authorize", params=wanted)
+    async with httpx.AsyncClient(cookies={"fhir-browser": browser.http.cookies["fhir-browser"]}) as bare:
+        by_form = await bare.post(site.auth + "/authorize", data=wanted)
+    for start in (by_link, by_form):
+        assert 'type="password"' in (await browser.http.get(start.headers["location"])).text
+    again = await refresh(http, site, online["refresh_token"])
+    assert again.status_code == 200, "that another site's link asks for a login logs nobody out"
+    back = await browser.fill_in(by_link, "ann")
+    assert "code=" in back
+    again = await refresh(http, site, again.json()["refresh_token"])
+    assert again.status_code == 200, "and the same person's new login goes on where the old one was"
+    by_link = await browser.http.get(site.auth + "/authorize", params=wanted)
+    await browser.fill_in(by_link, "doctor", patient="p3")
+    assert (await refresh(http, site, again.json()["refresh_token"])).json()["error"] == "invalid_grant"
+
+
+async def test_a_login_that_is_young_enough_counts(site: Site, browser: Browser, at: Any) -> None:
+    await browser.authorize("ann")
+    for seconds, asked in ((0, False), (90, True)):
+        at(seconds)
+        start = await browser.http.get(site.auth + "/authorize", params=request_of(site, max_age="60"))
+        shown = await browser.http.get(start.headers["location"])
+        assert ('type="password"' in shown.text) is asked
+    silent = await browser.http.get(site.auth + "/authorize", params=request_of(site, max_age="60", prompt="none"))
+    assert parse_qs(urlsplit(silent.headers["location"]).query)["error"] == ["login_required"]
 
 
 async def test_localhost_is_this_machine(site: Site, http: httpx.AsyncClient) -> None:

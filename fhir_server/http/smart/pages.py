@@ -80,15 +80,12 @@ async def authorize(request: HttpRequest) -> Response:
     pairs = await form_pairs(request) if request.method == "POST" else request.query_params.multi_items()
     browser = request.cookies.get(_name(authority, "browser")) or new_secret()
     wanted = await authority.authorizations.start(pairs, browser)
-    session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""))
+    session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""), wanted)
     if wanted.prompt == "none":
         error = OAuthError("login_required" if session is None else "consent_required", "The user has to be asked")
         raise authority.authorizations.refuse(wanted, error)
     response = _go_on(authority, wanted, dict(pairs).get("ui_locales", ""))
     _set(authority, response, "browser", browser)
-    if wanted.prompt == "login" and session is not None:
-        await authority.authorizations.log_out(request.cookies[_name(authority, "session")])
-        _drop(authority, response, "session")
     return response
 
 
@@ -143,7 +140,8 @@ async def login(request: HttpRequest) -> Response:
         return page(request, "login.html", 401, problem=words["wrong"], **shown_again)
     authority.record("login", 200, user=user.fhir_user, **seen)
     response = _go_on(authority, wanted, locales)
-    _set(authority, response, "session", await authority.authorizations.log_in(user))
+    before = request.cookies.get(_name(authority, "session"), "")
+    _set(authority, response, "session", await authority.authorizations.log_in(user, before))
     return response
 
 
@@ -218,7 +216,7 @@ async def _where(request: HttpRequest, id: str) -> tuple[Request, Client, Sessio
     if not id or not browser:
         raise invalid_request("This login has expired or was begun in another browser; start again from the app")
     wanted, client = await authority.authorizations.find(id, browser)
-    session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""))
+    session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""), wanted)
     return wanted, client, session
 
 
