@@ -55,6 +55,7 @@ class Request:
     since: float = 0.0  # a login before this does not count
     browser: str = ""  # hash of the cookie
     visit_asked: bool = False
+    chosen_by: str = ""  # whose choice patient and encounter are
 
     @property
     def needs_patient(self) -> bool:
@@ -234,12 +235,15 @@ class Authorizations:
 
     async def settle_patient(self, request: Request, user: User) -> Request:
         """Fills in the patient where there is no choice. Raises Refused where there is none to be had."""
+        if request.chosen_by not in ("", user.name):  # somebody else was logged in in this browser
+            request = replace(request, patient="", encounter="", visit_asked=False)
         if request.launch is not None:
             launched_by = request.launch.get("user")
             patient = str(request.launch.get("patient") or "")
             if (launched_by and launched_by != user.name) or (patient and not await self.may_choose(user, patient)):
                 raise self.refuse(request, OAuthError("access_denied", "The launch is not for this user"))
-            request = replace(request, patient=patient, encounter=str(request.launch.get("encounter") or ""))
+            if patient or not request.patient:  # an EHR may leave the choice to the user; its visit is of its patient
+                request = replace(request, patient=patient, encounter=str(request.launch.get("encounter") or ""))
         if request.patient or not request.needs_patient:
             return request
         patients = await self.patients(user)
@@ -253,13 +257,14 @@ class Authorizations:
     async def choose_patient(self, request: Request, user: User, patient: str) -> Request:
         if not await self.may_choose(user, patient):
             raise self.out_of_reach(request)
-        request = replace(request, patient=patient)
+        # A visit that was chosen before is another patient's.
+        request = replace(request, patient=patient, encounter="", visit_asked=False, chosen_by=user.name)
         await self._keep(request)
         return request
 
-    async def choose_visit(self, request: Request, encounter: str) -> Request:
+    async def choose_visit(self, request: Request, user: User, encounter: str) -> Request:
         """Of the request's patient; empty for none. The caller has made sure that the user may see it."""
-        request = replace(request, encounter=encounter, visit_asked=True)
+        request = replace(request, encounter=encounter, visit_asked=True, chosen_by=user.name)
         await self._keep(request)
         return request
 

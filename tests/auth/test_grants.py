@@ -17,8 +17,20 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc.jwk import ECKey, RSAKey
 
 from fhir_server.auth.authority import build
+from fhir_server.auth.grants import challenge_of
 from fhir_server.store.credentials import Credentials, SigningKey
-from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site, assertion, redeem, refresh, secured_application, who
+from tests.auth.conftest import (
+    PASSWORD,
+    REDIRECT,
+    Browser,
+    Flow,
+    Site,
+    assertion,
+    redeem,
+    refresh,
+    secured_application,
+    who,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -168,6 +180,50 @@ async def test_a_person_picks_the_visit(site: Site, browser: Browser, http: http
     assert token["scope"] == "patient/*.rs", "without visits there is nothing to choose"
     flow = await browser.authorize("doctor", scope=scope, patient="p3", visit="e9")
     assert flow.answer["error"] == "access_denied"
+
+
+async def test_an_ehr_leaves_the_choice_of_the_patient_to_the_user(
+    site: Site, browser: Browser, http: httpx.AsyncClient
+) -> None:
+    ehr = (await redeem(http, site, await browser.authorize("doctor", scope="user/*.rs"))).json()
+    headers = {"Authorization": f"Bearer {ehr['access_token']}"}
+    for context in ({"intent": "order"}, {"encounter": "e9"}):
+        asked = await http.post(site.auth + "/launch", json=context, headers=headers)
+        launch = asked.json()["launch"]
+        flow = await browser.authorize(
+            "doctor", scope="launch launch/patient patient/*.rs", patient="p3", launch=launch
+        )
+        token = (await redeem(http, site, flow)).json()
+        assert (token["patient"], token.get("encounter")) == ("p3", None), "e9 is another patient's"
+
+
+async def test_choices_are_of_one_patient_and_one_person(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
+    """The browser's button back, and the page's link to log in as somebody else, lead to pages before a choice."""
+    verifier = "v" * 64
+    start = await browser.http.get(site.auth + "/authorize", params={
+        "response_type": "code", "client_id": "app", "redirect_uri": REDIRECT, "scope": "launch/encounter patient/*.rs",
+        "state": "s", "aud": site.url, "code_challenge": challenge_of(verifier), "code_challenge_method": "S256",
+    })  # fmt: skip
+    request = {"request": parse_qs(urlsplit(start.headers["location"]).query)["request"][0]}
+
+    async def post(page: str, **form: Any) -> httpx.Response:
+        return await browser.http.post(f"{site.auth}/{page}", data={**request, **form})
+
+    await post("login", name="doctor", password=PASSWORD)
+    await post("patient", patient="p3")
+    await post("visit", visit="e8")
+    await post("patient", patient="p2")
+    page = await browser.http.get(start.headers["location"])
+    assert 'value="e9"' in page.text, "the visit is asked for anew"
+    await browser.http.get(site.auth + "/logout", params=request)
+    await post("login", name="ann", password=PASSWORD)
+    page = await browser.http.get(start.headers["location"])
+    assert "Ann Lee" in page.text
+    assert "p2" not in page.text
+    back = (await post("consent", answer="allow", scope=["launch/encounter", "patient/*.rs"])).headers["location"]
+    flow = Flow(verifier, "s", {name: values[0] for name, values in parse_qs(urlsplit(back).query).items()})
+    token = (await redeem(http, site, flow)).json()
+    assert (token["patient"], token.get("encounter")) == ("p1", None)
 
 
 async def test_a_practitioner_picks_the_patient(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:

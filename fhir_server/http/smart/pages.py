@@ -164,15 +164,15 @@ async def visit(request: HttpRequest) -> Response:
     authority = authority_of(request)
     values = dict(await form_pairs(request))
     wanted, _, session = await _where(request, values.get("request", ""))
-    if session is None or not wanted.needs_visit:
+    if session is None:
         return _go_on(authority, wanted)
     wanted = await authority.authorizations.settle_patient(wanted, session.user)
-    if not wanted.patient:
+    if not wanted.patient or not wanted.needs_visit:
         return _go_on(authority, wanted)
     chosen = values.get("visit", "")
     if chosen and chosen not in {one["id"] for one in await choices.visits(authority, session.user, wanted.patient)}:
         raise authority.authorizations.out_of_reach(wanted)
-    wanted = await authority.authorizations.choose_visit(wanted, chosen)
+    wanted = await authority.authorizations.choose_visit(wanted, session.user, chosen)
     return _go_on(authority, wanted, values.get("ui_locales", ""))
 
 
