@@ -282,14 +282,15 @@ class Authorizations:
         if request.needs_patient and not request.patient:
             raise self.refuse(request, OAuthError("access_denied", "No patient was chosen"))
         now = int(self._now())
-        launch = request.launch or {}
+        launch = (request.launch or {}) if "launch" in scopes else {}
         with_encounter = bool({"launch", "launch/encounter"} & set(scopes))
+        with_patient = with_encounter or "launch/patient" in scopes or any(s.startswith("patient/") for s in scopes)
         grant = Grant(
             id=new_secret(16),
             client_id=client.id,
             subject=session.user.name,
             scopes=tuple(scopes),
-            patient=request.patient or None,
+            patient=(request.patient or None) if with_patient else None,
             encounter=(request.encounter or None) if with_encounter else None,
             fhir_context=tuple(launch.get("fhirContext") or ()),
             fhir_user=session.user.fhir_user,

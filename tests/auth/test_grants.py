@@ -259,6 +259,26 @@ async def test_a_user_drops_scopes(site: Site, browser: Browser, http: httpx.Asy
     await other.close()
 
 
+async def test_a_context_that_is_dropped_is_not_told(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
+    scope = "openid launch/patient patient/Condition.rs"
+    flow = await browser.authorize("ann", scope=scope, drop=["launch/patient", "patient/Condition.rs"])
+    token = (await redeem(http, site, flow)).json()
+    assert token["scope"] == "openid"
+    assert not {"patient", "need_patient_banner"} & set(token)
+    other = Browser(site)
+    ehr = (await redeem(http, site, await other.authorize("doctor", scope="user/*.rs"))).json()
+    asked = await http.post(
+        site.auth + "/launch",
+        json={"patient": "p2", "intent": "order", "fhirContext": [{"reference": "ImagingStudy/7"}]},
+        headers={"Authorization": f"Bearer {ehr['access_token']}"},
+    )
+    launch = asked.json()["launch"]
+    flow = await other.authorize("doctor", scope="launch openid user/*.rs", launch=launch, drop=["launch"])
+    token = (await redeem(http, site, flow)).json()
+    assert not {"patient", "intent", "fhirContext"} & set(token)
+    await other.close()
+
+
 async def test_a_lab_only_creates(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
     token = (await redeem(http, site, await browser.authorize("lab", scope="user/*.cruds"))).json()
     assert token["scope"] == "user/*.c"
