@@ -97,6 +97,8 @@ class Grants:
         grant = await self._credentials.grant(code.grant.id)
         if grant is None or grant.revoked:
             raise invalid_grant("The authorization was revoked")
+        if not await self._stands(grant):
+            raise invalid_grant("The user may not log in any more")
         return await self._response(client, grant, list(grant.scopes), with_id_token=True)
 
     async def _by_refresh_token(self, client: Client, form: Mapping[str, str]) -> dict[str, Any]:
@@ -110,8 +112,7 @@ class Grants:
             raise invalid_grant("The refresh token is not known, has expired or was revoked")
         if grant.client_id != client.id:
             raise invalid_grant("The refresh token belongs to another client")
-        user = await self._credentials.user(grant.subject)
-        if user is None or user.disabled:
+        if not await self._stands(grant):
             raise invalid_grant("The user may not log in any more")
         scopes = list(grant.scopes)
         if form.get("scope"):
@@ -151,16 +152,7 @@ class Grants:
             "expires_in": seconds,
             "scope": " ".join(scopes),
         }
-        if grant.patient:
-            response["patient"] = grant.patient
-        if grant.encounter:
-            response["encounter"] = grant.encounter
-        if grant.fhir_context:
-            response["fhirContext"] = list(grant.fhir_context)
-        if grant.intent:
-            response["intent"] = grant.intent
-        if grant.patient or "launch" in grant.scopes:
-            response["need_patient_banner"] = grant.need_patient_banner
+        response |= _context(grant)
         if with_id_token and "openid" in grant.scopes:
             response["id_token"] = await self._tokens.id_token(grant, client)
         if "refresh_token" in client.grant_types and {"offline_access", "online_access"} & set(grant.scopes):
@@ -190,12 +182,16 @@ class Grants:
             self._tokens.forget(token=token)
 
     async def introspect(self, client: Client, token: str) -> dict[str, Any]:
-        """RFC 7662 with SMART's context. A client sees its own tokens, a resource server (`introspects`) all."""
+        """RFC 7662 with the context that came with the token. A client sees its own tokens, a resource server
+        (`introspects`) all. https://hl7.org/fhir/smart-app-launch/STU2.2/token-introspection.html
+        """
         refresh = await self._credentials.refresh_token(digest(token))
         now = self._now()
         if refresh is not None:
             grant = await self._credentials.grant(refresh.grant_id)
             if grant is None or refresh.used or grant.revoked or grant.expires <= now:
+                return {"active": False}
+            if not await self._stands(grant):
                 return {"active": False}
             if not client.introspects and grant.client_id != client.id:
                 return {"active": False}
@@ -226,7 +222,13 @@ class Grants:
         answer = {name: claims[name] for name in shown if claims.get(name)}
         if answer.get("fhirUser"):
             answer["fhirUser"] = f"{self._tokens.audience}/{answer['fhirUser']}"
-        return {"active": True, "token_type": "Bearer", **answer}
+        grant = await self._credentials.grant(str(claims.get("grant", "")))
+        return {"active": True, "token_type": "Bearer", **answer, **(_context(grant) if grant is not None else {})}
+
+    async def _stands(self, grant: Grant) -> bool:
+        """Whether the user who gave it may still log in."""
+        user = await self._credentials.user(grant.subject)
+        return user is not None and not user.disabled
 
     async def end_session(self, session: str) -> None:
         """Logging out ends what was only granted for the time of the session (online_access)."""
@@ -243,6 +245,22 @@ class Grants:
 def challenge_of(verifier: str) -> str:
     """PKCE S256. https://www.rfc-editor.org/rfc/rfc7636#section-4.2"""
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def _context(grant: Grant) -> dict[str, Any]:
+    """https://hl7.org/fhir/smart-app-launch/STU2.2/scopes-and-launch-context.html#launch-context-arrives-with-your-access_token"""
+    context: dict[str, Any] = {}
+    if grant.patient:
+        context["patient"] = grant.patient
+    if grant.encounter:
+        context["encounter"] = grant.encounter
+    if grant.fhir_context:
+        context["fhirContext"] = list(grant.fhir_context)
+    if grant.intent:
+        context["intent"] = grant.intent
+    if grant.patient or "launch" in grant.scopes:
+        context["need_patient_banner"] = grant.need_patient_banner
+    return context
 
 
 def _always(scopes: list[str]) -> list[str]:

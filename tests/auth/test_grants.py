@@ -5,6 +5,7 @@ https://hl7.org/fhir/smart-app-launch/STU2.2/app-launch.html
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -331,6 +332,49 @@ async def test_introspection_tells_clients_only_of_their_own(
             assert seen or answer.json() == {"active": False}
     nobody = await http.post(site.auth + "/introspect", data={"token": token["access_token"], "client_id": "app"})
     assert (nobody.status_code, nobody.json()["error"]) == (401, "invalid_client")
+
+
+async def test_introspection_tells_the_context_that_came_with_the_token(
+    site: Site, browser: Browser, http: httpx.AsyncClient
+) -> None:
+    ehr = (await redeem(http, site, await browser.authorize("doctor", scope="user/*.rs"))).json()
+    context = {
+        "patient": "p2",
+        "encounter": "e9",
+        "fhirContext": [{"reference": "ImagingStudy/7"}],
+        "intent": "order",
+        "need_patient_banner": False,
+    }
+    asked = await http.post(
+        site.auth + "/launch", json=context, headers={"Authorization": f"Bearer {ehr['access_token']}"}
+    )
+    flow = await browser.authorize("doctor", scope="launch openid patient/*.rs", launch=asked.json()["launch"])
+    token = (await redeem(http, site, flow)).json()
+    told = await http.post(
+        site.auth + "/introspect", data={"token": token["access_token"]}, auth=("gateway", site.secrets["gateway"])
+    )
+    for name, value in context.items():
+        assert token[name] == told.json()[name] == value, name
+
+
+async def test_a_user_who_is_disabled_gets_no_token_for_a_code(
+    site: Site, browser: Browser, http: httpx.AsyncClient
+) -> None:
+    flow = await browser.authorize("ann", scope="openid patient/*.rs offline_access")
+    token = (await redeem(http, site, flow)).json()
+    flow = await browser.authorize("ann", scope="openid patient/*.rs")
+    credentials = site.authority.credentials
+    user = await credentials.user("ann")
+    assert user is not None
+    await credentials.put_user(replace(user, disabled=True), replace=True)
+    try:
+        answer = await redeem(http, site, flow)
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_grant")
+        auth = ("gateway", site.secrets["gateway"])
+        told = await http.post(site.auth + "/introspect", data={"token": token["refresh_token"]}, auth=auth)
+        assert told.json() == {"active": False}
+    finally:
+        await credentials.put_user(user, replace=True)
 
 
 async def test_revoking_somebody_elses_token_does_nothing(
