@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 from urllib.parse import unquote_plus, urlsplit
@@ -100,13 +101,15 @@ class Clients:
         algorithm, kid, id = header.get("alg"), header.get("kid"), stated.get("iss")
         if algorithm not in ASSERTION_ALGORITHMS:
             raise invalid_client(f"The client assertion must be signed with {' or '.join(ASSERTION_ALGORITHMS)}")
-        if not isinstance(kid, str) or not isinstance(id, str) or stated.get("sub") != id:
+        if not isinstance(kid, str) or not isinstance(id, str) or not id.isprintable() or stated.get("sub") != id:
             raise invalid_client("The client assertion needs `kid`, and the client id as `iss` and `sub`")
         if form.get("client_id", id) != id:
             raise invalid_request("client_id differs from the client that authenticates")
         client = await self._credentials.client(id)
         if client is None or client.kind != "confidential-asymmetric":
             raise invalid_client("The client is not known or its assertion is not valid")
+        if "jku" in header and header["jku"] != client.jwks_uri:
+            raise invalid_client("The client assertion's `jku` is not the client's registered jwks_uri")
         claims = await self._verified(client, assertion, algorithm, kid)
         now, expires, jti = self._now(), claims.get("exp"), claims.get("jti")
         if not _is_time(expires) or expires + LEEWAY <= now:
@@ -116,7 +119,7 @@ class Clients:
         for name in ("nbf", "iat"):
             if name in claims and (not _is_time(claims[name]) or claims[name] - LEEWAY > now):
                 raise invalid_client(f"The client assertion's `{name}` lies in the future")
-        if not isinstance(jti, str) or not jti or len(jti) > 512:
+        if not isinstance(jti, str) or not jti or len(jti) > 512 or not jti.isprintable():
             raise invalid_client("The client assertion needs a `jti`")
         if not await self._credentials.first_use(f"{client.id}:{jti}", int(expires) + LEEWAY):
             raise invalid_client("The client assertion was used before (`jti`)")
@@ -182,4 +185,4 @@ def _basic(authorization: str) -> tuple[str, str]:
 
 
 def _is_time(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -376,7 +376,7 @@ async def refresh(http: httpx.AsyncClient, site: Site, token: str, client: str =
 
 
 def assertion(
-    site: Site, key: Any, kid: str, client: str = "backend", *, algorithm: str = "", **changed: Any
+    site: Site, key: Any, kid: str, client: str = "backend", *, algorithm: str = "", jku: str = "", **changed: Any
 ) -> dict[str, str]:
     """The form fields of `private_key_jwt`; `changed` claims may be wrong, None takes one away."""
     now = int(site.now())
@@ -390,7 +390,7 @@ def assertion(
     }
     claims = {name: value for name, value in claims.items() if value is not None}
     algorithm = algorithm or ("RS384" if isinstance(key, rsa.RSAPrivateKey) else "ES384")
-    token = jwt.encode(claims, key, algorithm=algorithm, headers={"kid": kid})
+    token = jwt.encode(claims, key, algorithm=algorithm, headers={"kid": kid} | ({"jku": jku} if jku else {}))
     return {
         "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
         "client_assertion": token,

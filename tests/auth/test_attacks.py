@@ -431,6 +431,9 @@ ASSERTIONS: dict[str, dict[str, Any]] = {
     "an unknown client": {"iss": "nobody", "sub": "nobody"},
     "a public client": {"iss": "app", "sub": "app"},
     "an object as issuer": {"iss": {"$ne": 1}, "sub": {"$ne": 1}},
+    "half a character as issuer": {"iss": "\ud800", "sub": "\ud800"},
+    "half a character as jti": {"jti": "\ud800"},
+    "an end that is no number": {"exp": float("nan")},
 }
 
 
@@ -461,6 +464,7 @@ async def test_assertions_by_wrong_means(site: Site, http: httpx.AsyncClient, rs
         assertion(site, rsa_key, "e"),  # the other key's kid
         assertion(site, rsa_key, "r", algorithm="RS256"),
         assertion(site, rsa_key, "r", algorithm="PS384"),
+        assertion(site, rsa_key, "r", jku="https://backend.example.org/jwks"),  # not where it said that its keys are
         {**assertion(site, rsa_key, "r"), "client_assertion": "abc"},
     ):
         answer = await http.post(site.auth + "/token", data={**form, **fields})
