@@ -666,7 +666,8 @@ async def test_cors_is_for_the_api_and_not_for_the_pages(site: Site, http: httpx
     assert told.headers["access-control-allow-origin"] == "*"
     page = await http.get(site.auth + "/authorize", params=request_of(site), headers=origin)
     assert "access-control-allow-origin" not in page.headers
-    assert (await http.options(site.auth + "/login", headers=preflight)).status_code == 403
+    for shown in ("login", "patient", "visit", "consent"):
+        assert (await http.options(f"{site.auth}/{shown}", headers=preflight)).status_code == 403, shown
 
 
 async def test_registration_is_off_by_default(site: Site, http: httpx.AsyncClient) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PAGES = ("/auth/authorize", "/auth/login", "/auth/continue", "/auth/patient", "/auth/consent", "/auth/logout")
+PAGES = tuple(f"/auth/{page}" for page in ("authorize", "login", "continue", "patient", "visit", "consent", "logout"))
 METHODS = b"GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"
 ASK = (
     b"Accept, Authorization, Content-Type, If-Match, If-Modified-Since, If-None-Exist, If-None-Match, Prefer, "
