@@ -153,6 +153,18 @@ async def test_a_launch_is_for_those_who_may_see_the_patient(
     assert (await http.post(site.auth + "/launch", json={"patient": "p2"})).status_code == 401
 
 
+@pytest.mark.parametrize(
+    "wrong", ['{"fhirContext": 5}', '{"fhirContext": ["x"]}', '{"need_patient_banner": "no"}', '{"intent": "\\ud800"}']
+)
+async def test_a_launch_that_cannot_be_understood(
+    site: Site, browser: Browser, http: httpx.AsyncClient, wrong: str
+) -> None:
+    doctor = (await redeem(http, site, await browser.authorize("doctor", scope="user/*.rs"))).json()
+    headers = {"Authorization": f"Bearer {doctor['access_token']}"}
+    answer = await http.post(site.auth + "/launch", content=wrong, headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+
+
 async def test_a_launch_passes_on_what_the_ehr_may_read(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
     doctor = (await redeem(http, site, await browser.authorize("doctor", scope="user/*.rs"))).json()
     few = (await redeem(http, site, await browser.authorize("doctor", scope="user/Patient.rs"))).json()

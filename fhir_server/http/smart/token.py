@@ -126,6 +126,11 @@ async def launch(request: Request) -> Response:
     principal = await Bearer(authority)(request.scope)
     asked = await _json(request)
     patient, encounter = str(asked.get("patient") or ""), str(asked.get("encounter") or "")
+    related, banner = asked.get("fhirContext") or [], asked.get("need_patient_banner", True)
+    if not isinstance(related, list) or not all(isinstance(one, dict) for one in related):
+        raise invalid_request("fhirContext must be a list of objects")
+    if not isinstance(banner, bool):
+        raise invalid_request("need_patient_banner must be true or false")
     Policy().may(principal, "read", "Patient")
     if patient and not await _reads(authority, principal, "Patient", patient):
         raise Forbidden("The token does not reach this patient")
@@ -135,9 +140,9 @@ async def launch(request: Request) -> Response:
     context = {
         "patient": patient,
         "encounter": encounter,
-        "fhirContext": [one for one in asked.get("fhirContext") or () if isinstance(one, dict)][:20],
+        "fhirContext": related[:20],
         "intent": str(asked.get("intent") or ""),
-        "need_patient_banner": bool(asked.get("need_patient_banner", True)),
+        "need_patient_banner": banner,
     }
     user = principal.subject if principal.fhir_user else ""
     client_id = str(asked.get("client_id") or "")
@@ -163,6 +168,7 @@ async def _reads(
 async def _json(request: Request) -> dict[str, Any]:
     try:
         value = json.loads(await read_body(request))
+        json.dumps(value, ensure_ascii=False).encode()  # half a character could not be stored
     except (ValueError, RecursionError):
         raise invalid_request("The body is not JSON") from None
     if not isinstance(value, dict):
