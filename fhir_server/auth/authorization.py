@@ -97,6 +97,7 @@ class Authorizations:
 
     async def start(self, pairs: Sequence[tuple[str, str]], browser: str) -> Request:
         """Checks an authorization request and keeps it. Raises OAuthError (to be shown) or Refused (to be sent back)."""
+        pairs = [(name, value) for name, value in pairs if value]  # without a value: omitted (RFC 6749 3.1)
         given = dict(pairs)
         if len(given) != len(pairs):
             raise invalid_request("A parameter of the authorization request occurs twice")

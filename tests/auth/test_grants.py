@@ -110,6 +110,15 @@ async def test_authlib_with_a_secret(site: Site, method: str) -> None:
     assert token["scope"] == "system/*.rs"
 
 
+async def test_a_parameter_without_a_value_is_none(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
+    """RFC 6749 3.1 and 3.2; form libraries send them."""
+    flow = await browser.authorize("ann", scope="patient/*.rs", launch="", prompt="", max_age="", request="")
+    assert flow.code
+    form = {"grant_type": "client_credentials", "scope": "system/*.rs", "client_id": "", "client_assertion_type": ""}
+    answer = await http.post(site.auth + "/token", data=form, auth=("daemon", site.secrets["daemon"]))
+    assert answer.status_code == 200, answer.text
+
+
 async def test_an_asymmetric_app_with_a_user(
     site: Site, browser: Browser, http: httpx.AsyncClient, ec_key: Any
 ) -> None:

@@ -36,12 +36,15 @@ async def read_body(request: Request) -> bytes:
 
 
 async def form_pairs(request: Request) -> list[tuple[str, str]]:
-    """The form's pairs; anything but a form is refused, because only forms are free of a preflight by accident."""
+    """The form's pairs; anything but a form is refused, because only forms are free of a preflight by accident.
+
+    Without a value a parameter counts as omitted (RFC 6749 3.1, 3.2).
+    """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise invalid_request(f"The body must be {FORM}")
     try:
         text = (await read_body(request)).decode("ascii")
-        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=200)
+        return parse_qsl(text, errors="strict", max_num_fields=200)
     except (UnicodeDecodeError, ValueError):
         raise invalid_request("The form is not valid") from None
 
