@@ -125,6 +125,8 @@ class Authorizations:
             raise invalid_request("PKCE is needed: code_challenge with code_challenge_method=S256")
         if not _same_base(given.get("aud", ""), self._audience):
             raise invalid_request(f"aud must be {self._audience}")
+        if given.get("response_mode", "query") != "query":
+            raise invalid_request("response_mode must be query")
         if "request" in given or "request_uri" in given:
             raise OAuthError("request_not_supported", "Request objects are not supported")
         scopes = [s for s in granted(split(given.get("scope", "")), client.scopes) if not s.startswith("system/")]

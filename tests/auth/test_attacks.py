@@ -224,6 +224,7 @@ REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "no scope": ({"scope": None}, "invalid_scope"),
     "only system scopes": ({"scope": "system/*.rs"}, "invalid_scope"),
     "a launch nobody made": ({"launch": "guess"}, "invalid_request"),
+    "a response in the fragment": ({"response_mode": "fragment"}, "invalid_request"),
     "a request object": ({"request": "x.y.z"}, "request_not_supported"),
     "prompt none without session": ({"prompt": "none"}, "login_required"),
     "prompt none and more": ({"prompt": "none login"}, "invalid_request"),

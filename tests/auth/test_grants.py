@@ -45,6 +45,10 @@ async def test_discovery_names_what_is_there(site: Site, http: httpx.AsyncClient
     keys = (await http.get(smart["jwks_uri"])).json()["keys"]
     assert [set(key) & {"d", "p", "q", "dp", "dq", "qi"} for key in keys] == [set()]
     assert "registration_endpoint" not in smart
+    for endpoint in ("token", "introspection", "revocation"):  # RFC 8414 2: where private_key_jwt is among the methods
+        assert "private_key_jwt" in openid[f"{endpoint}_endpoint_auth_methods_supported"]
+        assert openid[f"{endpoint}_endpoint_auth_signing_alg_values_supported"] == ["RS384", "ES384"]
+    assert openid["response_modes_supported"] == ["query"], "left out it would mean fragment, too"
 
 
 async def test_authlib_does_a_standalone_launch(site: Site, browser: Browser, http: httpx.AsyncClient) -> None:
