@@ -91,7 +91,13 @@ class Unauthorized(FhirError):
 
 
 class Forbidden(FhirError):
+    """The token does not enable it, which is said as https://www.rfc-editor.org/rfc/rfc6750#section-3 demands."""
+
     status, code = 403, "forbidden"
+
+    def __init__(self, diagnostics: str) -> None:
+        super().__init__(diagnostics)
+        self.headers["WWW-Authenticate"] = 'Bearer error="insufficient_scope"'
 
 
 class NotFound(FhirError):

@@ -100,6 +100,22 @@ async def test_forged_access_tokens(
     assert not token or token not in answer.text
 
 
+async def test_a_refusal_says_what_would_be_needed(site: Site, http: httpx.AsyncClient, good: dict[str, Any]) -> None:
+    """https://www.rfc-editor.org/rfc/rfc6750#section-3.1 and https://www.rfc-editor.org/rfc/rfc7617#section-2"""
+    bearer = ("Authorization", f"Bearer {good['token']}")
+    for status, code, headers in (
+        (401, None, [("Authorization", "Basic YTpi")]),
+        (400, "invalid_request", [bearer, bearer]),
+        (403, "insufficient_scope", [bearer, ("X-Break-Glass", "only a patient")]),
+    ):
+        answer = await http.get(site.url + "/whoami", headers=headers)
+        assert answer.status_code == status
+        assert answer.headers["www-authenticate"] == (f'Bearer error="{code}"' if code else "Bearer")
+    form = {"grant_type": "client_credentials"}
+    answer = await http.post(site.auth + "/token", data=form, auth=("daemon", "wrong"))
+    assert answer.headers["www-authenticate"].startswith('Basic realm="')
+
+
 WRONG_CLAIMS = {
     "another audience": {"aud": "https://other.example/fhir"},
     "a list without us": {"aud": ["https://a.example", "https://b.example"]},

@@ -32,14 +32,14 @@ class Bearer:
         for name, value in scope["headers"]:
             if name == b"authorization":
                 if authorization is not None:
-                    raise BadRequest("The request has two Authorization headers")
+                    raise _twice()
                 authorization = value
             elif name == BREAK_GLASS:
                 reason = value
         if authorization is None:
             return Principal.nobody()
         if authorization[:7].lower() != b"bearer ":
-            raise _unauthorized("The Authorization header must be a Bearer token")
+            raise _unauthorized("The Authorization header must be a Bearer token", code="")
         principal = self._tokens.remembered(authorization[7:])
         if principal is None:
             try:
@@ -65,7 +65,14 @@ def _break_glass(principal: Principal, reason: bytes) -> Principal:
     return replace(principal.breaking_glass(text), patients=None)
 
 
-def _unauthorized(text: str) -> Unauthorized:
+def _unauthorized(text: str, *, code: str = "invalid_token") -> Unauthorized:
+    """No code where there was no token at all (RFC 6750 3.1)."""
     error = Unauthorized(text)
-    error.headers["WWW-Authenticate"] = f'Bearer error="invalid_token", error_description="{text}"'
+    error.headers["WWW-Authenticate"] = f'Bearer error="{code}", error_description="{text}"' if code else "Bearer"
+    return error
+
+
+def _twice() -> BadRequest:
+    error = BadRequest("The request has two Authorization headers")
+    error.headers["WWW-Authenticate"] = 'Bearer error="invalid_request"'
     return error

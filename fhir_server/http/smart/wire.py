@@ -73,7 +73,7 @@ def oauth(endpoint: Endpoint) -> Endpoint:
         except OAuthError as error:
             response = JSONResponse(error.as_json(), error.status)
             if error.status == 401 and request.headers.get("authorization", "").lower().startswith("basic"):
-                response.headers["WWW-Authenticate"] = "Basic"
+                response.headers["WWW-Authenticate"] = 'Basic realm="OAuth clients"'  # RFC 7617 2 wants a realm
         except FhirError as error:
             code = "slow_down" if isinstance(error, TooManyRequests) else "temporarily_unavailable"
             if error.status < 429:
