@@ -79,6 +79,7 @@ async def _disable(authority: Authority, args: argparse.Namespace) -> int:
         print(f"fhir-server: no user {args.name!r}", file=sys.stderr)
         return 1
     await authority.credentials.put_user(replace(user, disabled=True), replace=True)
+    await authority.credentials.end_user(user.name)  # for good, also if the name may log in again some day
     return 0
 
 

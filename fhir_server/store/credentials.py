@@ -185,6 +185,12 @@ class Credentials:
             return False
         return True
 
+    async def end_user(self, name: str) -> None:
+        """Everything the user has granted, and where the user is logged in."""
+        await self.passing.delete_many({"kind": "session", "content.user": name})
+        async for grant in self.grants.find({"subject": name}, {"_id": 1, "expires": 1}):
+            await self.revoke_grant(grant["_id"], grant["expires"])
+
     async def user(self, name: str) -> User | None:
         return _load(User, "name", await self.users.find_one({"_id": name}))
 

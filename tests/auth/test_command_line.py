@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,19 @@ def test_users_are_added_and_disabled(served: str, data: Path) -> None:
     assert "ann\tpatient\tself\tPatient/p1\tactive" in call("user", "list", *place).stdout
     assert call("user", "disable", "ann", *place).returncode == 0
     assert "disabled" in call("user", "list", *place).stdout
+
+
+def test_what_a_disabled_user_had_stays_ended(served: str, data: Path) -> None:
+    place = ("--data-dir", data)
+    eve = ("user", "add", "eve", "--role", "patient", "--fhir-user", "Patient/p1")
+    assert call(*eve, *place).returncode == 0
+    token = call("token", "--scope", "patient/*.rs", "--patient", "p1", "--user", "eve", *place).stdout.strip()
+    headers = {"Authorization": f"Bearer {token}"}
+    assert httpx.get(f"{served}/Patient", headers=headers).status_code == 200
+    assert call("user", "disable", "eve", *place).returncode == 0
+    assert call(*eve, "--replace", *place).returncode == 0
+    time.sleep(2)
+    assert httpx.get(f"{served}/Patient", headers=headers).status_code == 401
 
 
 def test_keys_rotate_and_the_audit_verifies(served: str, data: Path) -> None:
