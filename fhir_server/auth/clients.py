@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
 import jwt
 
 from fhir_server.auth.addresses import Unreachable
-from fhir_server.auth.oauth import OAuthError, digest, invalid_client, invalid_request
+from fhir_server.auth.oauth import OAuthError, digest, invalid_client, invalid_request, is_time
 from fhir_server.auth.passwords import Passwords
 from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.store.credentials import Client, Credentials
@@ -112,12 +111,12 @@ class Clients:
             raise invalid_client("The client assertion's `jku` is not the client's registered jwks_uri")
         claims = await self._verified(client, assertion, algorithm, kid)
         now, expires, jti = self._now(), claims.get("exp"), claims.get("jti")
-        if not _is_time(expires) or expires + LEEWAY <= now:
+        if not is_time(expires) or expires + LEEWAY <= now:
             raise invalid_client("The client assertion has expired")
         if expires > now + LONGEST_ASSERTION + LEEWAY:
             raise invalid_client("The client assertion's `exp` is more than five minutes away")
         for name in ("nbf", "iat"):
-            if name in claims and (not _is_time(claims[name]) or claims[name] - LEEWAY > now):
+            if name in claims and (not is_time(claims[name]) or claims[name] - LEEWAY > now):
                 raise invalid_client(f"The client assertion's `{name}` lies in the future")
         if not isinstance(jti, str) or not jti or len(jti) > 512 or not jti.isprintable():
             raise invalid_client("The client assertion needs a `jti`")
@@ -182,7 +181,3 @@ def _basic(authorization: str) -> tuple[str, str]:
     if not colon:
         raise invalid_client("The Authorization header is not valid Basic authentication")
     return unquote_plus(id), unquote_plus(secret)  # RFC 6749 2.3.1: form-encoded first
-
-
-def _is_time(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

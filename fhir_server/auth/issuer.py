@@ -12,6 +12,7 @@ from typing import Any
 import jwt
 
 from fhir_server.auth.addresses import Unreachable
+from fhir_server.auth.oauth import is_time
 from fhir_server.auth.principal import ROLES, Principal
 from fhir_server.auth.reach import Reach
 from fhir_server.auth.remote_keys import RemoteKeys
@@ -78,9 +79,8 @@ class ExternalIssuer:
         kind = fhir_user.partition("/")[0]
         patient = str(_claim(claims, self._mapped.patient) or "").rpartition("/")[2] or None
         stated = _claim(claims, self._mapped.roles)
-        roles = frozenset(stated if isinstance(stated, list) else ()) & ROLES
-        scope = _claim(claims, self._mapped.scope)
-        scopes = resource_scopes(scope if isinstance(scope, list) else split(str(scope or "")))
+        roles = frozenset(_texts(stated)) & ROLES
+        scopes = resource_scopes(_texts(_claim(claims, self._mapped.scope)))
         base = Principal(
             subject=str(claims["sub"]),
             client_id=str(claims.get("client_id") or claims.get("azp") or claims["sub"]),
@@ -127,7 +127,12 @@ class ExternalIssuer:
                     algorithms=[algorithm],
                     issuer=self.issuer,
                     audience=self._audience,
-                    options={"require": ["exp", "iss", "aud", "sub"], "verify_exp": False, "verify_nbf": False},
+                    options={
+                        "require": ["exp", "iss", "aud", "sub"],
+                        "verify_exp": False,
+                        "verify_nbf": False,
+                        "verify_iat": False,
+                    },
                 )
                 break
             else:
@@ -135,10 +140,11 @@ class ExternalIssuer:
         except jwt.PyJWTError:
             raise Unauthorized("The access token is not valid") from None
         now = self._now()
-        if not isinstance(claims["exp"], int | float) or claims["exp"] + LEEWAY <= now:
+        if not is_time(claims["exp"]) or claims["exp"] + LEEWAY <= now:
             raise Unauthorized("The access token has expired")
-        if not isinstance(claims.get("nbf", 0), int | float) or claims.get("nbf", 0) - LEEWAY > now:
-            raise Unauthorized("The access token is not valid yet")
+        for name in ("nbf", "iat"):
+            if not is_time(claims.get(name, 0)) or claims.get(name, 0) - LEEWAY > now:
+                raise Unauthorized("The access token is not valid yet")
         return claims
 
     async def _published(self, kid: str) -> list[dict[str, Any]]:
@@ -147,6 +153,11 @@ class ExternalIssuer:
             return await self._keys.keys(url, kid, trusted=True)
         except Unreachable as error:
             raise Unavailable(f"The token issuer's keys: {error}", retry_after=5) from None
+
+
+def _texts(value: Any) -> list[str]:
+    """A claim's texts, whether it is a list of them or one text with spaces in between."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else split(str(value or ""))
 
 
 def _claim(claims: Mapping[str, Any], path: str) -> Any:

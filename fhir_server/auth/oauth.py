@@ -6,7 +6,9 @@ They are answered as OAuth JSON (or sent back to the redirect URI), never as an 
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
+from typing import Any, TypeGuard
 
 
 class OAuthError(Exception):
@@ -40,6 +42,11 @@ def invalid_scope(description: str) -> OAuthError:
 def new_secret(size: int = 32) -> str:
     """A random text of so many bytes, safe in URLs."""
     return secrets.token_urlsafe(size)
+
+
+def is_time(value: Any) -> TypeGuard[float]:
+    """A JWT's NumericDate. JSON as Python reads it also has NaN and Infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def digest(secret: str) -> str:

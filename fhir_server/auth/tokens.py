@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import jwt
 
 from fhir_server.auth.keys import ALGORITHM, Keys
-from fhir_server.auth.oauth import new_secret
+from fhir_server.auth.oauth import is_time, new_secret
 from fhir_server.auth.principal import ROLES, Principal
 from fhir_server.auth.reach import Reach
 from fhir_server.auth.scopes import resource_scopes, split
@@ -188,9 +188,9 @@ class Tokens:
         except jwt.InvalidTokenError:
             raise Unauthorized("The access token is not valid") from None
         now = self._now()
-        if not _is_time(claims["exp"]) or claims["exp"] + LEEWAY <= now:
+        if not is_time(claims["exp"]) or claims["exp"] + LEEWAY <= now:
             raise Unauthorized("The access token has expired")
-        if not _is_time(claims["nbf"]) or claims["nbf"] - LEEWAY > now:
+        if not is_time(claims["nbf"]) or claims["nbf"] - LEEWAY > now:
             raise Unauthorized("The access token is not valid yet")
         ids = [str(claims["jti"]), *([str(claims["grant"])] if claims.get("grant") else [])]
         if await self._credentials.any_revoked(ids):
@@ -288,10 +288,6 @@ class Tokens:
         while len(self._known) >= REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[key] = known
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _claimed_issuer(token: str) -> str:

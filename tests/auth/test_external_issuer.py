@@ -97,6 +97,24 @@ async def test_its_tokens_count(clinic: Secured, realm: Realm) -> None:
     assert (await clinic.http.get("Patient", headers=await clinic.token("system/*.rs", client="service"))).is_success
 
 
+async def test_its_clock_and_its_claims_may_differ(clinic: Secured, realm: Realm) -> None:
+    now = int(time.time())
+    for status, claims in (
+        (200, {"iat": now + 3, "nbf": now + 3}),
+        (200, {"exp": now - 3}),
+        (401, {"iat": now + 60}),
+        (401, {"exp": float("inf")}),
+        (401, {"exp": float("nan")}),
+        (200, {"scope": ["openid", "system/*.rs"]}),
+        (200, {"scope": [5, ["openid"], "system/*.rs"]}),
+        (200, {"realm_access": {"roles": [{"name": "lab"}, 5]}}),
+    ):
+        answer = await clinic.http.get("Patient", headers=realm.token(**{"scope": "system/*.rs", **claims}))
+        assert answer.status_code == status, claims
+    administrator = realm.token("user/*.rs", realm_access={"roles": "administrator other"})
+    assert (await clinic.http.get("AuditEvent", headers=administrator)).status_code == 200
+
+
 async def test_apps_are_sent_to_it(clinic: Secured, realm: Realm) -> None:
     answer = await clinic.http.get(".well-known/smart-configuration")
     assert answer.json() == {
