@@ -17,6 +17,7 @@ import httpx
 from fhir_server.auth.addresses import Unreachable, target
 
 LARGEST = 256 * 1024
+SECONDS = 5
 SHORTEST_LIFE, LONGEST_LIFE = 60, 24 * 3600  # seconds a set is kept, whatever Cache-Control says
 MISS_PAUSE = 30  # seconds between two fetches of one set because of a key id it does not have
 
@@ -55,25 +56,28 @@ class RemoteKeys:
 
     async def _fetch(self, url: str, trusted: bool) -> tuple[dict[str, Any], float]:
         try:
+            async with asyncio.timeout(SECONDS):  # the name's address included
+                return await self._get(url, trusted)
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise Unreachable(f"the key set could not be fetched ({type(error).__name__})") from None
+
+    async def _get(self, url: str, trusted: bool) -> tuple[dict[str, Any], float]:
+        try:
             aim = await target(url, guarded=not (trusted or self._internal_allowed))
         except Unreachable as error:
             raise Unreachable(f"the key set's URL cannot be used: {error}") from None
         headers = {**aim.headers, "Accept": "application/json"}
-        try:
-            async with (
-                asyncio.timeout(5),
-                httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=5) as client,
-                client.stream("GET", aim.url, headers=headers, extensions=aim.extensions) as response,
-            ):
-                if response.status_code != 200:
-                    raise Unreachable(f"the key set answered with status {response.status_code}")
-                body = b""
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > LARGEST:
-                        raise Unreachable("the key set is larger than 256 KiB")
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise Unreachable(f"the key set could not be fetched ({type(error).__name__})") from None
+        async with (
+            httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=SECONDS) as client,
+            client.stream("GET", aim.url, headers=headers, extensions=aim.extensions) as response,
+        ):
+            if response.status_code != 200:
+                raise Unreachable(f"the key set answered with status {response.status_code}")
+            body = b""
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > LARGEST:
+                    raise Unreachable("the key set is larger than 256 KiB")
         try:
             document = json.loads(body)
         except ValueError:

@@ -20,6 +20,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from fhir_server.auth import remote_keys
 from fhir_server.auth.addresses import Unreachable, is_public
 from fhir_server.auth.limits import FAILED_LOGINS, RateLimit
 from fhir_server.auth.remote_keys import RemoteKeys
@@ -599,6 +600,20 @@ async def test_key_sets_are_fetched_cached_and_bounded(site: Site, rsa_key: Any,
                 await remote.keys(url + path, "a")
         with pytest.raises(Unreachable, match="public"):
             await RemoteKeys(now=site.now).keys(f"https://localhost:{port}/jwks", "a")
+
+
+async def test_a_name_server_that_does_not_answer_is_not_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*_: Any, **__: Any) -> list[Any]:
+        await asyncio.sleep(60)
+        return []
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", silent)
+    monkeypatch.setattr(remote_keys, "SECONDS", 0.05)
+    async with asyncio.timeout(5):
+        with pytest.raises(Unreachable, match="could not be fetched"):
+            await RemoteKeys(now=site.now).keys("https://keys.example.org/jwks", "k")
 
 
 # Pages, limits, headers
