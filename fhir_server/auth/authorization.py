@@ -239,7 +239,7 @@ class Authorizations:
     async def settle_patient(self, request: Request, user: User) -> Request:
         """Fills in the patient where there is no choice. Raises Refused where there is none to be had."""
         if request.chosen_by not in ("", user.name):  # somebody else was logged in in this browser
-            request = replace(request, patient="", encounter="", visit_asked=False)
+            request = _without_choice(request)
         if request.launch is not None:
             launched_by = request.launch.get("user")
             patient = str(request.launch.get("patient") or "")
@@ -247,6 +247,8 @@ class Authorizations:
                 raise self.refuse(request, OAuthError("access_denied", "The launch is not for this user"))
             if patient or not request.patient:  # an EHR may leave the choice to the user; its visit is of its patient
                 request = replace(request, patient=patient, encounter=str(request.launch.get("encounter") or ""))
+        elif request.patient and not await self.may_choose(user, request.patient):
+            request = _without_choice(request)
         if request.patient or not request.needs_patient:
             return request
         patients = await self.patients(user)
@@ -264,6 +266,10 @@ class Authorizations:
         request = replace(request, patient=patient, encounter="", visit_asked=False, chosen_by=user.name)
         await self._keep(request)
         return request
+
+    async def choose_anew(self, request: Request) -> None:
+        """What was chosen is forgotten: somebody else may go on."""
+        await self._keep(_without_choice(request))
 
     async def choose_visit(self, request: Request, user: User, encounter: str) -> Request:
         """Of the request's patient; empty for none. The caller has made sure that the user may see it."""
@@ -338,6 +344,10 @@ class Authorizations:
         content = {**context, "user": user, "client_id": client_id}
         await self._credentials.put_passing(Passing(id=digest(handle), kind="launch", expires=expires, content=content))
         return handle
+
+
+def _without_choice(request: Request) -> Request:
+    return replace(request, patient="", encounter="", visit_asked=False, chosen_by="")
 
 
 def _same_base(aud: str, base: str) -> bool:

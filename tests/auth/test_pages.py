@@ -44,3 +44,62 @@ async def test_a_wrong_password_is_told_in_the_same_language(site: Site, http: h
     assert "<title>出错：登录</title>" in again.text
     assert again.text.count('aria-describedby="problem"') == 2
     assert "form-action 'self' https://app.example.org;" in again.headers["content-security-policy"]
+
+
+async def enter(site: Site, http: httpx.AsyncClient, page: httpx.Response, user: str) -> httpx.Response:
+    form = {"request": page.url.params["request"], "name": user, "password": PASSWORD}
+    return await http.post(f"{site.auth}/login", data=form, follow_redirects=True)
+
+
+async def pick(site: Site, http: httpx.AsyncClient, page: httpx.Response, patient: str) -> httpx.Response:
+    form = {"request": page.url.params["request"], "patient": patient}
+    return await http.post(f"{site.auth}/patient", data=form, follow_redirects=True)
+
+
+async def allow(site: Site, http: httpx.AsyncClient, page: httpx.Response, *scopes: str) -> httpx.Response:
+    form = {"request": page.url.params["request"], "answer": "allow", "scope": scopes}
+    return await http.post(f"{site.auth}/consent", data=form)
+
+
+async def test_one_users_choice_is_not_shown_to_the_next(site: Site, http: httpx.AsyncClient) -> None:
+    """Neither after "log in as somebody else", nor if the session just ended."""
+    for leave in (True, False):
+        page = await pick(site, http, await enter(site, http, await first_page(site, http), "doctor"), "p2")
+        assert "Bo Chen" in page.text
+        if leave:
+            page = await http.get(f"{site.auth}/logout", params=page.url.params, follow_redirects=True)
+        else:
+            http.cookies.delete("fhir-session")
+        page = await enter(site, http, page, "ann")
+        assert "<strong>Ann Lee</strong>" in page.text
+        went = await allow(site, http, page, "launch/patient", "patient/*.rs")
+        code = httpx.URL(went.headers["location"]).params["code"]
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT, "client_id": "app",
+                "code_verifier": "v" * 43}  # fmt: skip
+        assert (await http.post(f"{site.auth}/token", data=form)).json()["patient"] == "p1"
+        http.cookies.clear()
+
+
+async def test_a_wrong_patient_can_be_changed_and_takes_the_visit_along(site: Site, http: httpx.AsyncClient) -> None:
+    page = await enter(site, http, await first_page(site, http, scope="launch/encounter patient/*.rs"), "doctor")
+    assert "Choose another patient" not in page.text
+    page = await pick(site, http, page, "p3")
+    form = {"request": page.url.params["request"], "visit": "e10"}
+    page = await http.post(f"{site.auth}/visit", data=form, follow_redirects=True)
+    assert "Cy Diaz" in page.text and "Choose another patient" in page.text
+    page = await http.get(page.url.copy_add_param("choose", "patient"))
+    assert "Bo Chen" in page.text and "Choose another patient" not in page.text
+    page = await pick(site, http, page, "p2")
+    assert "Choose a visit" in page.text and "e9" in page.text and "e10" not in page.text
+
+
+async def test_who_has_no_patient_can_let_somebody_else_log_in(site: Site, http: httpx.AsyncClient) -> None:
+    page = await enter(site, http, await first_page(site, http), "doctor")
+    page = await http.get(page.url.copy_add_param("q", "nobody of this name"))
+    assert "No patient found" in page.text and "Log in as somebody else" in page.text
+    http.cookies.clear()
+    form = {"request": (await first_page(site, http)).url.params["request"], "name": "stranger", "password": PASSWORD}
+    went = await http.post(f"{site.auth}/login", data=form)
+    refused = await http.get(went.headers["location"])
+    assert "error=access_denied" in refused.headers["location"]
+    assert "<h1>Log in</h1>" in (await first_page(site, http)).text

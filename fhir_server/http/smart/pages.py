@@ -97,9 +97,17 @@ async def go_on(request: HttpRequest) -> Response:
     if session is None:
         to = wanted.redirect_uri
         return page(request, "login.html", leads_to=to, request_id=wanted.id, client=client, name="")
-    wanted = await authority.authorizations.settle_patient(wanted, session.user)
+    chosen = bool(wanted.patient)  # by hand, so that there is a choice
+    again = request.query_params.get("choose") == "patient"
+    try:
+        wanted = await authority.authorizations.settle_patient(wanted, session.user)
+    except Refused:
+        # With the session kept, every new start would end here, and nobody else could log in from this browser.
+        await authority.authorizations.log_out(request.cookies.get(_name(authority, "session"), ""))
+        raise
     about: dict[str, Any] = {"leads_to": wanted.redirect_uri, "request_id": wanted.id, "client": client}
-    if wanted.needs_patient and not wanted.patient:
+    about["chosen"] = chosen and bool(wanted.patient) and not again
+    if wanted.needs_patient and (not wanted.patient or (chosen and again)):
         query = request.query_params.get("q", "").strip()[:100]
         patients = await choices.patients(authority, session.user, query)
         return page(request, "patient.html", query=query, patients=patients, **about)
@@ -199,6 +207,7 @@ async def logout(request: HttpRequest) -> Response:
         who = {"subject": session.user.name, "user": session.user.fhir_user, "client": client.id}
         authority.record("logout", 200, address=address_of(request), **who)
     await authority.authorizations.log_out(request.cookies.get(_name(authority, "session"), ""))
+    await authority.authorizations.choose_anew(wanted)
     response = _go_on(authority, wanted, request.query_params.get("ui_locales", ""))
     _drop(authority, response, "session")
     return response
