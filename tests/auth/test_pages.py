@@ -103,3 +103,9 @@ async def test_who_has_no_patient_can_let_somebody_else_log_in(site: Site, http:
     refused = await http.get(went.headers["location"])
     assert "error=access_denied" in refused.headers["location"]
     assert "<h1>Log in</h1>" in (await first_page(site, http)).text
+
+
+async def test_no_page_may_be_read_by_another_origin(site: Site, http: httpx.AsyncClient) -> None:
+    for name in ("authorize", "login", "continue", "patient", "visit", "consent", "logout"):
+        answer = await http.post(f"{site.auth}/{name}", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in answer.headers, name
