@@ -22,6 +22,7 @@ from fhir_server.auth.scopes import Scope, granted, resource_scopes, split
 from fhir_server.store.credentials import Client, Credentials, Grant, Passing, User
 
 REQUEST_SECONDS = 600
+AGAIN_SECONDS = 30  # a slow answer makes people press a button twice, and only the last press leads the browser on
 LAUNCH_SECONDS = 300
 SESSION_SECONDS = 8 * 3600
 _CHALLENGE = re.compile(r"[A-Za-z0-9\-_]{43}")
@@ -56,6 +57,7 @@ class Request:
     browser: str = ""  # hash of the cookie
     visit_asked: bool = False
     chosen_by: str = ""  # whose choice patient and encounter are
+    answered: str = ""  # allow or deny
 
     @property
     def needs_patient(self) -> bool:
@@ -165,10 +167,14 @@ class Authorizations:
             return self._now()
         return self._now() - int(age) if age else 0.0
 
-    async def find(self, id: str, browser: str) -> tuple[Request, Client]:
-        """The kept request, for the browser that started it. Raises OAuthError."""
+    async def find(self, id: str, browser: str, *, answer: str = "") -> tuple[Request, Client]:
+        """The kept request, for the browser that started it. `answer` may repeat what was answered. Raises OAuthError."""
         item = await self._credentials.passing_item("request", digest(id), int(self._now()))
-        if item is None or item.content["browser"] != digest(browser):
+        if (
+            item is None
+            or item.content["browser"] != digest(browser)
+            or item.content.get("answered", "") not in ("", answer)
+        ):
             raise invalid_request("This login has expired or was begun in another browser; start again from the app")
         request = Request(**{**item.content, "id": id, "scopes": tuple(item.content["scopes"])})
         client = await self._credentials.client(request.client_id)
@@ -176,9 +182,9 @@ class Authorizations:
             raise OAuthError("invalid_client", "This app is not registered here")
         return request, client
 
-    async def _keep(self, request: Request) -> None:
+    async def _keep(self, request: Request, seconds: int = REQUEST_SECONDS) -> None:
         content = {name: getattr(request, name) for name in Request.__slots__ if name != "id"}
-        expires = int(self._now()) + REQUEST_SECONDS
+        expires = int(self._now()) + seconds
         kept = Passing(id=digest(request.id), kind="request", expires=expires, content=content)
         await self._credentials.put_passing(kept)
 
@@ -282,8 +288,8 @@ class Authorizations:
         return self.refuse(request, OAuthError("access_denied", "The user may not see what was chosen"))
 
     async def allow(self, request: Request, client: Client, session: Session, kept: Sequence[str]) -> str:
-        """The user consents to these of the offered scopes: where to send the browser, with the code."""
-        await self._credentials.take_passing("request", digest(request.id), int(self._now()))
+        """The user consents to these of the offered scopes: where to send the browser, with a code of this press."""
+        await self._answered(request, "allow")
         request = await self.settle_patient(request, session.user)
         scopes = [scope for scope in await self.offered(request, session.user) if scope in kept]
         if not scopes:
@@ -315,8 +321,13 @@ class Authorizations:
         return self._back(request.redirect_uri, {"code": code, "state": request.state})
 
     async def deny(self, request: Request) -> str:
-        await self._credentials.take_passing("request", digest(request.id), int(self._now()))
+        await self._answered(request, "deny")
         return self.back(self.refuse(request, OAuthError("access_denied", "The user did not allow it")))
+
+    async def _answered(self, request: Request, answer: str) -> None:
+        """The request is over, but for the same answer again."""
+        if not request.answered:
+            await self._keep(replace(request, answered=answer), AGAIN_SECONDS)
 
     def refuse(self, request: Request, error: OAuthError) -> Refused:
         return Refused(error, request.redirect_uri, request.state)

@@ -109,3 +109,23 @@ async def test_no_page_may_be_read_by_another_origin(site: Site, http: httpx.Asy
     for name in ("authorize", "login", "continue", "patient", "visit", "consent", "logout"):
         answer = await http.post(f"{site.auth}/{name}", headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in answer.headers, name
+
+
+async def test_a_button_pressed_twice_leads_to_the_app(site: Site, http: httpx.AsyncClient) -> None:
+    """The browser leaves the first answer for that of the second press. Nothing else can be done with the request."""
+    page = await enter(site, http, await first_page(site, http), "ann")
+    for _ in range(2):
+        went = await allow(site, http, page, "launch/patient", "patient/*.rs")
+        assert went.headers["location"].startswith(f"{REDIRECT}?code=")
+    form = {"request": page.url.params["request"], "answer": "deny"}
+    assert (await http.post(f"{site.auth}/consent", data=form)).status_code == 400
+    assert (await http.get(page.url)).status_code == 400
+    assert (await pick(site, http, page, "p1")).status_code == 400
+    site.now.ahead += 31
+    assert (await allow(site, http, page, "launch/patient", "patient/*.rs")).status_code == 400
+    page = await first_page(site, http)
+    form["request"] = page.url.params["request"]
+    for _ in range(2):
+        went = await http.post(f"{site.auth}/consent", data=form)
+        assert went.headers["location"].startswith(f"{REDIRECT}?error=access_denied")
+    assert (await allow(site, http, page, "launch/patient", "patient/*.rs")).status_code == 400

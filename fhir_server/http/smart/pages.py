@@ -189,10 +189,11 @@ async def consent(request: HttpRequest) -> Response:
     authority = authority_of(request)
     pairs = await form_pairs(request)
     values = dict(pairs)
-    wanted, client, session = await _where(request, values.get("request", ""))
+    answer = "allow" if values.get("answer") == "allow" else "deny"
+    wanted, client, session = await _where(request, values.get("request", ""), answer=answer)
     if session is None:
         return _go_on(authority, wanted)
-    if values.get("answer") != "allow":
+    if answer == "deny":
         return RedirectResponse(await authority.authorizations.deny(wanted), 303)
     kept = [value for name, value in pairs if name == "scope"]
     return RedirectResponse(await authority.authorizations.allow(wanted, client, session, kept), 303)
@@ -219,12 +220,12 @@ async def style(request: HttpRequest) -> Response:
     )
 
 
-async def _where(request: HttpRequest, id: str) -> tuple[Request, Client, Session | None]:
+async def _where(request: HttpRequest, id: str, *, answer: str = "") -> tuple[Request, Client, Session | None]:
     authority = authority_of(request)
     browser = request.cookies.get(_name(authority, "browser"), "")
     if not id or not browser:
         raise invalid_request("This login has expired or was begun in another browser; start again from the app")
-    wanted, client = await authority.authorizations.find(id, browser)
+    wanted, client = await authority.authorizations.find(id, browser, answer=answer)
     session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""), wanted)
     return wanted, client, session
 
