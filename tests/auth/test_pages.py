@@ -6,6 +6,8 @@ import httpx
 import pytest
 
 from fhir_server.auth.grants import challenge_of
+from fhir_server.http.smart.words import KINDS, WORDS, in_words
+from fhir_server.model.definitions import RESOURCE_TYPES
 from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site
 
 pytestmark = pytest.mark.anyio
@@ -129,3 +131,27 @@ async def test_a_button_pressed_twice_leads_to_the_app(site: Site, http: httpx.A
         went = await http.post(f"{site.auth}/consent", data=form)
         assert went.headers["location"].startswith(f"{REDIRECT}?error=access_denied")
     assert (await allow(site, http, page, "launch/patient", "patient/*.rs")).status_code == 400
+
+
+async def test_the_language_stays_when_something_goes_wrong(site: Site, http: httpx.AsyncClient) -> None:
+    page = await first_page(site, http, ui_locales="zh-CN")
+    form = {"request": page.url.params["request"], "ui_locales": "zh-CN"}
+    for step in ("patient", "visit", "consent"):  # the session has ended
+        again = await http.post(f"{site.auth}/{step}", data={**form, "answer": "allow"}, follow_redirects=True)
+        assert "<h1>登录</h1>" in again.text, step
+    expired = await http.post(f"{site.auth}/login", data={**form, "request": "none"})
+    assert expired.status_code == 400
+    assert "此次登录已过期" in expired.text and "This login" not in expired.text
+    unknown = await first_page(site, http, client_id="none", ui_locales="zh-CN")
+    assert "此应用未在本服务器注册" in unknown.text
+
+
+def test_scopes_are_told_in_words_of_one_language() -> None:
+    assert in_words("patient/Observation.rs?category=vital-signs", "zh") == (
+        "读取、搜索：该患者的测量和检查结果（仅限 category = vital-signs）"
+    )
+    assert in_words("user/*.r", "zh") == "读取：您可以看到的各类数据"
+    assert in_words("patient/Observation.c", "en") == "add this patient's measurements and results"
+    assert in_words("patient/VisionPrescription.r", "en") == "read this patient's VisionPrescription"
+    assert all(WORDS["zh"].keys() == words.keys() for words in WORDS.values())
+    assert KINDS.keys() <= set(RESOURCE_TYPES)

@@ -20,7 +20,7 @@ from fhir_server.auth.oauth import OAuthError, invalid_request, new_secret
 from fhir_server.errors import FhirError, TooManyRequests
 from fhir_server.http.smart import choices
 from fhir_server.http.smart.wire import Endpoint, address_of, authority_of, form_pairs
-from fhir_server.http.smart.words import WORDS, in_words, language
+from fhir_server.http.smart.words import WORDS, in_words, language, told
 from fhir_server.store.credentials import Client
 
 FOLDER = Path(__file__).parent / "templates"
@@ -38,13 +38,12 @@ def page(request: HttpRequest, template: str, status: int = 200, /, *, leads_to:
 
     Every form may lead to the app at once, with a code or a refusal, and browsers hold redirects to `form-action`, too.
     """
-    locales = values.pop("locales", "") or request.query_params.get("ui_locales", "")
-    lang = language(locales or request.headers.get("accept-language", ""))
+    lang = _language(request)
     auth = authority_of(request).auth_url
     html = (
         _templates()
         .get_template(template)
-        .render(auth=auth, words=WORDS[lang], problem=values.pop("problem", ""), locales=locales, **values)
+        .render(auth=auth, words=WORDS[lang], problem=values.pop("problem", ""), locales=_locales(request), **values)
     )
     parts = urlsplit(leads_to)
     target = f" {parts.scheme}://{parts.netloc}" if parts.netloc else f" {parts.scheme}:" if parts.scheme else ""
@@ -65,9 +64,9 @@ def shown(endpoint: Endpoint) -> Endpoint:
         except Refused as refused:
             return RedirectResponse(authority_of(request).authorizations.back(refused), 303)
         except OAuthError as error:
-            return page(request, "problem.html", error.status, problem=error.description)
+            return page(request, "problem.html", error.status, problem=told(error.description, _language(request)))
         except FhirError as error:
-            response = page(request, "problem.html", error.status, problem=error.diagnostics)
+            response = page(request, "problem.html", error.status, problem=told(error.diagnostics, _language(request)))
             response.headers.update(error.headers)
             return response
 
@@ -77,14 +76,14 @@ def shown(endpoint: Endpoint) -> Endpoint:
 @shown
 async def authorize(request: HttpRequest) -> Response:
     authority = authority_of(request)
-    pairs = await form_pairs(request) if request.method == "POST" else request.query_params.multi_items()
+    pairs = await _form(request) if request.method == "POST" else request.query_params.multi_items()
     browser = request.cookies.get(_name(authority, "browser")) or new_secret()
     wanted = await authority.authorizations.start(pairs, browser)
     session = await authority.authorizations.session(request.cookies.get(_name(authority, "session"), ""), wanted)
     if wanted.prompt == "none":
         error = OAuthError("login_required" if session is None else "consent_required", "The user has to be asked")
         raise authority.authorizations.refuse(wanted, error)
-    response = _go_on(authority, wanted, dict(pairs).get("ui_locales", ""))
+    response = _go_on(request, wanted)
     _set(authority, response, "browser", browser)
     return response
 
@@ -116,7 +115,7 @@ async def go_on(request: HttpRequest) -> Response:
         if visits:
             return page(request, "visit.html", visits=visits, **about)
     offered = await authority.authorizations.offered(wanted, session.user)
-    lang = language(request.query_params.get("ui_locales") or request.headers.get("accept-language", ""))
+    lang = _language(request)
     scopes = [{"scope": scope, "words": in_words(scope, lang)} for scope in offered]
     patient = await choices.patient_name(authority, session.user, wanted.patient) if wanted.patient else ""
     user = session.user.display or session.user.name
@@ -126,12 +125,11 @@ async def go_on(request: HttpRequest) -> Response:
 @shown
 async def login(request: HttpRequest) -> Response:
     authority = authority_of(request)
-    values = dict(await form_pairs(request))
+    values = dict(await _form(request))
     wanted, client, _ = await _where(request, values.get("request", ""))
     name, password = values.get("name", "").strip(), values.get("password", "")
-    locales = values.get("ui_locales", "")
-    words = WORDS[language(locales or request.headers.get("accept-language", ""))]
-    shown_again: dict[str, Any] = {"request_id": wanted.id, "client": client, "name": name, "locales": locales}
+    words = WORDS[_language(request)]
+    shown_again: dict[str, Any] = {"request_id": wanted.id, "client": client, "name": name}
     shown_again["leads_to"] = wanted.redirect_uri
     try:
         await authority.logins.check(address_of(request), name)
@@ -147,7 +145,7 @@ async def login(request: HttpRequest) -> Response:
         authority.record("login", 401, user="", **seen)
         return page(request, "login.html", 401, problem=words["wrong"], **shown_again)
     authority.record("login", 200, user=user.fhir_user, **seen)
-    response = _go_on(authority, wanted, locales)
+    response = _go_on(request, wanted)
     before = request.cookies.get(_name(authority, "session"), "")
     _set(authority, response, "session", await authority.authorizations.log_in(user, before))
     return response
@@ -156,43 +154,43 @@ async def login(request: HttpRequest) -> Response:
 @shown
 async def patient(request: HttpRequest) -> Response:
     authority = authority_of(request)
-    values = dict(await form_pairs(request))
+    values = dict(await _form(request))
     wanted, _, session = await _where(request, values.get("request", ""))
     if session is None:
-        return _go_on(authority, wanted)
+        return _go_on(request, wanted)
     chosen = values.get("patient", "")
     if not await choices.patients(authority, session.user, id=chosen):
         raise authority.authorizations.out_of_reach(wanted)
     wanted = await authority.authorizations.choose_patient(wanted, session.user, chosen)
-    return _go_on(authority, wanted, values.get("ui_locales", ""))
+    return _go_on(request, wanted)
 
 
 @shown
 async def visit(request: HttpRequest) -> Response:
     authority = authority_of(request)
-    values = dict(await form_pairs(request))
+    values = dict(await _form(request))
     wanted, _, session = await _where(request, values.get("request", ""))
     if session is None:
-        return _go_on(authority, wanted)
+        return _go_on(request, wanted)
     wanted = await authority.authorizations.settle_patient(wanted, session.user)
     if not wanted.patient or not wanted.needs_visit:
-        return _go_on(authority, wanted)
+        return _go_on(request, wanted)
     chosen = values.get("visit", "")
     if chosen and chosen not in {one["id"] for one in await choices.visits(authority, session.user, wanted.patient)}:
         raise authority.authorizations.out_of_reach(wanted)
     wanted = await authority.authorizations.choose_visit(wanted, session.user, chosen)
-    return _go_on(authority, wanted, values.get("ui_locales", ""))
+    return _go_on(request, wanted)
 
 
 @shown
 async def consent(request: HttpRequest) -> Response:
     authority = authority_of(request)
-    pairs = await form_pairs(request)
+    pairs = await _form(request)
     values = dict(pairs)
     answer = "allow" if values.get("answer") == "allow" else "deny"
     wanted, client, session = await _where(request, values.get("request", ""), answer=answer)
     if session is None:
-        return _go_on(authority, wanted)
+        return _go_on(request, wanted)
     if answer == "deny":
         return RedirectResponse(await authority.authorizations.deny(wanted), 303)
     kept = [value for name, value in pairs if name == "scope"]
@@ -209,7 +207,7 @@ async def logout(request: HttpRequest) -> Response:
         authority.record("logout", 200, address=address_of(request), **who)
     await authority.authorizations.log_out(request.cookies.get(_name(authority, "session"), ""))
     await authority.authorizations.choose_anew(wanted)
-    response = _go_on(authority, wanted, request.query_params.get("ui_locales", ""))
+    response = _go_on(request, wanted)
     _drop(authority, response, "session")
     return response
 
@@ -230,9 +228,24 @@ async def _where(request: HttpRequest, id: str, *, answer: str = "") -> tuple[Re
     return wanted, client, session
 
 
-def _go_on(authority: Authority, wanted: Request, locales: str = "") -> Response:
-    values = {"request": wanted.id} | ({"ui_locales": locales} if locales else {})
-    return RedirectResponse(f"{authority.auth_url}/continue?{urlencode(values)}", 303)
+async def _form(request: HttpRequest) -> list[tuple[str, str]]:
+    pairs = await form_pairs(request)
+    request.state.locales = dict(pairs).get("ui_locales", "")
+    return pairs
+
+
+def _locales(request: HttpRequest) -> str:
+    """What the app asked for, which every form and link carries on."""
+    return str(getattr(request.state, "locales", "") or request.query_params.get("ui_locales", ""))
+
+
+def _language(request: HttpRequest) -> str:
+    return language(_locales(request) or request.headers.get("accept-language", ""))
+
+
+def _go_on(request: HttpRequest, wanted: Request) -> Response:
+    values = {"request": wanted.id} | ({"ui_locales": _locales(request)} if _locales(request) else {})
+    return RedirectResponse(f"{authority_of(request).auth_url}/continue?{urlencode(values)}", 303)
 
 
 def _name(authority: Authority, kind: str) -> str:

@@ -116,7 +116,7 @@ WORDS: Final[dict[str, dict[str, str]]] = {
         "offline_access": "在您不在时继续访问",
         "online_access": "在您登录期间继续访问",
         "patient": "该患者的",
-        "user": "您可以看到的全部",
+        "user": "您可以看到的",
         "everything": "各类数据",
         "only": "仅限",
         "c": "新增",
@@ -126,6 +126,51 @@ WORDS: Final[dict[str, dict[str, str]]] = {
         "s": "搜索",
     },
 }
+
+
+# The records people know, each with its English and Chinese name. Others are called as in FHIR.
+KINDS: Final[dict[str, dict[str, str]]] = {
+    "AllergyIntolerance": {"en": "allergies", "zh": "过敏信息"},
+    "Appointment": {"en": "appointments", "zh": "预约"},
+    "CarePlan": {"en": "care plans", "zh": "照护计划"},
+    "CareTeam": {"en": "care teams", "zh": "照护团队"},
+    "Condition": {"en": "diagnoses and problems", "zh": "诊断和健康问题"},
+    "Consent": {"en": "consents", "zh": "知情同意"},
+    "Coverage": {"en": "insurance", "zh": "医保"},
+    "DiagnosticReport": {"en": "reports", "zh": "检查检验报告"},
+    "DocumentReference": {"en": "documents", "zh": "文档"},
+    "Encounter": {"en": "visits", "zh": "就诊记录"},
+    "FamilyMemberHistory": {"en": "family history", "zh": "家族史"},
+    "Goal": {"en": "goals", "zh": "目标"},
+    "Immunization": {"en": "immunizations", "zh": "预防接种"},
+    "MedicationRequest": {"en": "prescriptions", "zh": "处方"},
+    "MedicationStatement": {"en": "medications taken", "zh": "用药情况"},
+    "Observation": {"en": "measurements and results", "zh": "测量和检查结果"},
+    "Patient": {"en": "personal details", "zh": "个人信息"},
+    "Procedure": {"en": "procedures", "zh": "手术和操作"},
+    "QuestionnaireResponse": {"en": "answers to questionnaires", "zh": "问卷答复"},
+    "RiskAssessment": {"en": "risk assessments", "zh": "风险评估"},
+    "ServiceRequest": {"en": "orders and referrals", "zh": "检查申请和转诊"},
+    "Task": {"en": "tasks", "zh": "任务"},
+}
+
+# What may go wrong before an app is known to which the user could be sent back.
+PROBLEMS: Final[dict[str, str]] = {
+    "This login has expired or was begun in another browser; start again from the app": (
+        "此次登录已过期，或是在另一个浏览器中开始的；请从应用重新开始。"
+    ),
+    "This app is not registered here": "此应用未在本服务器注册。",
+    "The app's redirect_uri is not one it is registered with": "此应用给出的 redirect_uri 不是它注册的地址。",
+    "A parameter of the authorization request occurs twice": "授权请求中有重复的参数。",
+    "The form is not valid": "表单无效。",
+    "The request is larger than 64 KiB": "请求超过 64 KiB。",
+    "The body must be application/x-www-form-urlencoded": "请求体必须是 application/x-www-form-urlencoded。",
+    "Too many logins at once; try again in a moment": "同时登录的人过多，请稍后再试。",
+}
+
+
+def told(problem: str, lang: str) -> str:
+    return PROBLEMS.get(problem, problem) if lang == "zh" else problem
 
 
 def language(accepted: str) -> str:
@@ -142,10 +187,13 @@ def in_words(scope: str, lang: str) -> str:
     known = described(scope)
     if known is None:
         return words.get(scope, scope)
-    comma, colon = ("、", "：") if lang == "zh" else (", ", " ")
+    comma, colon, gap, left, right = ("、", "：", "", "（", "）") if lang == "zh" else (", ", " ", " ", " (", ")")
     verbs = comma.join(words[letter] for letter in known.permissions)
-    kind = words["everything"] if known.resource_type == "*" else known.resource_type
-    text = f"{verbs}{colon}{words.get(known.context, '')} {kind}"
+    kind = KINDS.get(known.resource_type, {}).get(lang, known.resource_type)
+    if known.resource_type == "*":
+        kind = words["everything"]
+    text = f"{verbs}{colon}{words.get(known.context, '')}{gap}{kind}"
     if known.parameters:
-        text += f" ({words['only']} {' & '.join(f'{name} = {value}' for name, value in known.parameters)})"
+        which = " & ".join(f"{name} = {value}" for name, value in known.parameters)
+        text += f"{left}{words['only']} {which}{right}"
     return text
