@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from fhir_server.http.smart import choices
 from fhir_server.store.credentials import User
 from tests.auth.conftest import PASSWORD, Browser, Secured, Site
 
@@ -120,3 +121,38 @@ async def test_a_hidden_visit_is_not_offered(clinic: Secured) -> None:
             assert flow.answer["error_description"] == "The user may not see what was chosen"
     async with browsing(clinic) as browser:
         assert (await browser.authorize("head", scope=SCOPE, patient="p1", visit="delicate")).code
+
+
+async def test_a_patient_is_found_as_people_write_names(clinic: Secured) -> None:
+    everything = await clinic.token("system/*.cruds", client="service")
+    names: dict[str, list[dict[str, Any]]] = {
+        "jane": [{"use": "maiden", "family": "Byrd"}, {"use": "official", "family": "Doe", "given": ["Jane", "Q"]}],
+        "ming": [{"family": "欧阳", "given": ["晓明"]}],
+        **{f"many-{number:02}": [{"family": "Many"}] for number in range(21)},
+    }
+    for id, name in names.items():
+        patient = {"resourceType": "Patient", "id": id, "name": name}
+        assert (await clinic.http.put(f"Patient/{id}", json=patient, headers=everything)).status_code == 201
+    user = await clinic.authority.credentials.user("doctor")
+    assert user is not None
+
+    async def found(query: str) -> list[str]:
+        return [one["name"] for one in await choices.patients(clinic.authority, user, query)]
+
+    for query in ("Jane Doe", "doe, jane", "Doe,Jane", " Q  doe ", "byrd jane"):
+        assert await found(query) == ["Jane Q Doe"], query
+    for query in ("欧阳晓明", "欧阳 晓明", "晓明"):
+        assert await found(query) == ["欧阳晓明"], query
+    for query in ("Jane Lee", "Doe|Jane"):
+        assert await found(query) == [], query
+    for query in ("$", "\\", "|", ",", "\\,", "x" * 100):  # no question is an error
+        await found(query)
+    many = await found("many")
+    assert len(many) == choices.SHOWN + 1
+    async with browsing(clinic) as browser:
+        await browser.authorize("doctor", scope="patient/*.rs", patient="many-01")
+        assert picker(browser).count('type="radio"') == choices.SHOWN
+        assert "Only 20 are shown" in picker(browser)
+    async with browsing(clinic) as browser:
+        await browser.authorize("nurse", scope="patient/*.rs", patient="p1")
+        assert "are shown" not in picker(browser)

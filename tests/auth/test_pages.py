@@ -154,4 +154,4 @@ def test_scopes_are_told_in_words_of_one_language() -> None:
     assert in_words("patient/Observation.c", "en") == "add this patient's measurements and results"
     assert in_words("patient/VisionPrescription.r", "en") == "read this patient's VisionPrescription"
     assert all(WORDS["zh"].keys() == words.keys() for words in WORDS.values())
-    assert KINDS.keys() <= set(RESOURCE_TYPES)
+    assert KINDS.keys() <= RESOURCE_TYPES

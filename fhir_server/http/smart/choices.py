@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,16 +13,19 @@ from fhir_server.store.credentials import User
 
 SHOWN = 20
 LOOKED_AT = 500  # visits of a patient, of which the latest are shown
+# Which of a patient's names is shown: the first of the best use, and an earlier one only where there is no other.
+USES = {"official": 0, "usual": 1, "old": 3, "maiden": 3}
 SEES = (Scope.parse("user/*.rs"),)
 
 Described = dict[str, str]
 
 
 async def patients(authority: Authority, user: User, query: str = "", *, id: str = "") -> list[Described]:
-    """Whose name contains `query`, or who has this id."""
-    wanted = [("_id", id)] if id else [("active:not", "false"), *([("name:contains", query)] if query else [])]
+    """Whose name contains every word of `query`, or who has this id; SHOWN, and one more if there are more."""
+    wanted = [("_id", id)] if id else [("active:not", "false"), *(("name:contains", word) for word in _words(query))]
     found = await _found(authority, user, "Patient", *wanted, limit=SHOWN * 2)
-    return [_patient(one) for one in found if await authority.authorizations.may_choose(user, str(one["id"]))][:SHOWN]
+    seen = [one for one in found if await authority.authorizations.may_choose(user, str(one["id"]))]
+    return [_patient(one) for one in seen[: SHOWN + 1]]
 
 
 async def patient_name(authority: Authority, user: User, id: str) -> str:
@@ -44,9 +48,18 @@ async def _found(
     return list(await authority.records.find(resource_type, *parameters, limit=limit, seen_by=person))
 
 
+def _words(query: str) -> list[str]:
+    """A person writes "Lee, Ann" or "Ann Lee", and family and given names are two elements; escaped for a search."""
+    words = [word for word in re.split(r"[\s,，、]+", query) if any(map(str.isalnum, word))]
+    return [re.sub(r"([\\$|])", r"\\\1", word) for word in words][:8]
+
+
 def _patient(resource: Mapping[str, Any]) -> Described:
-    name: Mapping[str, Any] = next(iter(resource.get("name") or ()), {})
-    text = name.get("text") or " ".join([*(name.get("given") or ()), name.get("family") or ""]).strip()
+    names: list[Mapping[str, Any]] = list(resource.get("name") or ())
+    name = min(names, key=lambda one: USES.get(str(one.get("use", "")), 2), default={})
+    family, given = str(name.get("family") or ""), [str(part) for part in name.get("given") or () if part]
+    chinese = re.match(r"[\u3400-\u9fff]", family)
+    text = name.get("text") or ("".join([family, *given]) if chinese else " ".join([*given, family]).strip())
     return {
         "id": str(resource["id"]),
         "name": text or str(resource["id"]),

@@ -109,7 +109,8 @@ async def go_on(request: HttpRequest) -> Response:
     if wanted.needs_patient and (not wanted.patient or (chosen and again)):
         query = request.query_params.get("q", "").strip()[:100]
         patients = await choices.patients(authority, session.user, query)
-        return page(request, "patient.html", query=query, patients=patients, **about)
+        more = len(patients) > choices.SHOWN
+        return page(request, "patient.html", query=query, patients=patients[: choices.SHOWN], more=more, **about)
     if wanted.needs_visit:
         visits = await choices.visits(authority, session.user, wanted.patient)
         if visits:
