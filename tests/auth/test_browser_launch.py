@@ -32,6 +32,7 @@ FOLDER = Path(__file__).parent / "browser"
 PAGES = ("launch.html", "launch.js", "app.html", "app.js")
 DATA = ("patient/Patient.rs", "patient/Observation.rs", "patient/Condition.rs")
 STANDALONE = ("openid", "fhirUser", "launch/patient", "offline_access", *DATA)
+LONG_NAME = "Hubert" * 30
 READABLE = 4.5  # WCAG 2.2, 1.4.3: contrast of text
 TOUCHABLE = 24.0  # WCAG 2.2, 2.5.8: CSS pixels
 
@@ -117,7 +118,7 @@ async def clinic(
 async def populate(secured: Secured, redirect: str) -> None:
     everything = await secured.token("system/*.cruds", client="service")
     resources: list[dict[str, Any]] = []
-    for id, given, family in (("p1", "Ann", "Lee"), ("p2", "Bo", "Chen"), ("p3", "Cy", "Diaz")):
+    for id, given, family in (("p1", "Ann", "Lee"), ("p2", "Bo", "Chen"), ("p3", "Cy", "Diaz"), ("p4", "Dee", LONG_NAME)):
         subject = {"reference": f"Patient/{id}"}
         name = [{"given": [given], "family": family}]
         resources += [
@@ -186,7 +187,7 @@ async def test_a_practitioner_picks_a_patient_and_withholds_a_scope(clinic: Clin
 
     assert [page["name"] for page in report["pages"]] == ["login", "patient", "found", "consent"]
     check_pages(report, lang)
-    assert "Ann Lee" in report["pages"][1]["text"]
+    assert "Ann Lee" in report["pages"][1]["text"] and LONG_NAME in report["pages"][1]["text"]
     assert "Ann Lee" not in report["pages"][2]["text"]
     assert [page["focus"]["id"] for page in report["pages"][:3]] == ["name", "q", "q"]
     assert f"1980-05-01 · {gender}" in report["pages"][1]["text"]
