@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import ipaddress
 import json
@@ -86,7 +87,10 @@ class _Answering(uvicorn.Server):
 
 def listen(host: str, port: int, *, shared: bool = False, bound_only: bool = False) -> socket.socket:
     """A listening socket; `shared`: several processes may listen on the port, and the kernel spreads connections."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise FhirError(f"--host {host}: no address of this machine has that name ({error.strerror})") from None
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -97,7 +101,8 @@ def listen(host: str, port: int, *, shared: bool = False, bound_only: bool = Fal
             listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise FhirError(f"Cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+        other = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        raise FhirError(f"Cannot listen on {host}:{port}: {error.strerror}; choose another {other}") from None
     listening.setblocking(False)
     return listening
 

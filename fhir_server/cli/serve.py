@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import ssl
 import threading
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(settings: Settings) -> None:
-    """Refuse what would lay records open. Raises FhirError."""
+    """Refuse what would lay records open, and what would only fail later, without its name. Raises FhirError."""
     if settings.open and not is_loopback(settings.host):
         raise FhirError(
             f"--open serves without authorization and is for this machine alone: "
@@ -43,6 +44,24 @@ def check(settings: Settings) -> None:
         _check_tls(settings)
     if settings.workers < 1:
         raise FhirError(f"--workers {settings.workers}: at least one process must answer")
+    if not 0 <= settings.port <= 65535:  # getaddrinfo takes what is left of it
+        raise FhirError(f"--port {settings.port}: must be between 0 and 65535")
+    if not re.fullmatch(r"(/[\w.~-]+)+", settings.base_path, re.ASCII):
+        raise FhirError(f"--base-path {settings.base_path}: must be a path such as /fhir, without a slash at the end")
+    if settings.issuer_reach not in ("care-team", "all"):
+        raise FhirError(f"--issuer-reach {settings.issuer_reach}: must be care-team or all")
+    for name in ("public_url", "issuer", "issuer_jwks"):
+        url = getattr(settings, name)
+        if url and not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", url):
+            raise FhirError(f"--{name.replace('_', '-')} {url}: must be an http(s) URL")
+    if settings.auth_key:
+        from fhir_server.auth.authority import secret_of
+
+        secret_of(settings)
+    if settings.mongo_url:
+        from fhir_server.store.attach import reach
+
+        reach(settings.mongo_url)
 
 
 def _check_tls(settings: Settings) -> None:

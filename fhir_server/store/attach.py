@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
+from fhir_server.errors import FhirError
 from fhir_server.store.embedded import USER, EmbeddedMongo, _is_mongod_on
 
 
@@ -28,9 +30,25 @@ def running(data_dir: Path) -> str:
     return f"mongodb://{USER}:{quote(password)}@127.0.0.1:{port}/?directConnection=true&authSource=admin"
 
 
+def reach(mongo_url: str) -> None:
+    """Blocking, as long as the URL's serverSelectionTimeoutMS says (30 s). Raises FhirError with what is wrong with it."""
+    try:
+        with MongoClient[dict[str, object]](mongo_url, appname="fhir-server-cli") as client:
+            hello = client.admin.command("hello")
+    except (PyMongoError, ValueError) as error:
+        reason = str(error).partition(", Timeout:")[0].partition(" (configured timeouts:")[0]
+        raise FhirError(f"No database at --mongo-url: {reason}") from None
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise FhirError(
+            "--mongo-url is a single mongod: writes need transactions, which need a replica set (--replSet)"
+        )
+
+
 @contextmanager
 def database_url(mongo_url: str, data_dir: Path, *, cache_mb: int = 256) -> Iterator[str]:
-    """Blocking. Raises Unavailable if the directory is taken and its database cannot be found."""
+    """Blocking. Raises Unavailable if the directory is taken, FhirError if the database cannot be found."""
+    if mongo_url:
+        reach(mongo_url)
     url = mongo_url or running(data_dir)
     if url:
         yield url

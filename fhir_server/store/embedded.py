@@ -29,7 +29,7 @@ from urllib.parse import quote
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from fhir_server.errors import Unavailable
+from fhir_server.errors import FhirError, Unavailable
 
 REPLICA_SET = "fhir"
 USER = "fhir"
@@ -62,8 +62,11 @@ class EmbeddedMongo:
         return self._process.pid if self._process else 0
 
     def start(self) -> str:
-        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._take_lock()
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._take_lock()
+        except OSError as error:
+            raise FhirError(f"The data directory {self.data_dir} cannot be used: {error.strerror}") from None
         try:
             self._stop_orphan()
             binary = find_mongod(self.data_dir)

@@ -118,7 +118,12 @@ async def clinic(
 async def populate(secured: Secured, redirect: str) -> None:
     everything = await secured.token("system/*.cruds", client="service")
     resources: list[dict[str, Any]] = []
-    for id, given, family in (("p1", "Ann", "Lee"), ("p2", "Bo", "Chen"), ("p3", "Cy", "Diaz"), ("p4", "Dee", LONG_NAME)):
+    for id, given, family in (
+        ("p1", "Ann", "Lee"),
+        ("p2", "Bo", "Chen"),
+        ("p3", "Cy", "Diaz"),
+        ("p4", "Dee", LONG_NAME),
+    ):
         subject = {"reference": f"Patient/{id}"}
         name = [{"given": [given], "family": family}]
         resources += [

@@ -127,6 +127,39 @@ def test_a_port_in_use_is_said_before_anything_starts(words: list[str], tmp_path
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--port", "99999"], "--port 99999: must be between 0 and 65535"),
+        (["--host", "nowhere.invalid"], "--host nowhere.invalid: no address"),
+        (["--host", "192.0.2.1"], "Cannot assign requested address; choose another --host"),
+        (["--base-path", "fhir/"], "--base-path fhir/: must be a path such as /fhir"),
+        (["--public-url", "example.org/fhir"], "--public-url example.org/fhir: must be an http(s) URL"),
+        (["--issuer", "keycloak"], "--issuer keycloak: must be an http(s) URL"),
+        (["--issuer-reach", "everybody"], "--issuer-reach everybody: must be care-team or all"),
+        (["--auth-key", "secret"], "FHIR_AUTH_KEY must be 64 hexadecimal digits"),
+        (["--mongo-url", "http://127.0.0.1"], "No database at --mongo-url: Invalid URI scheme"),
+        (["--mongo-url", "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=100"], "No database at --mongo-url: 127.0.0.1:1"),
+        (["--data-dir", __file__], f"The data directory {__file__} cannot be used: File exists"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_named_before_anything_starts(words: list[str], told: str, tmp_path: Path) -> None:
+    refused = call("serve", "--port", "0", "--data-dir", tmp_path / "none", *words)
+    assert refused.returncode == 2, refused.stderr
+    assert told in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_command_names_a_database_that_is_not_there(tmp_path: Path) -> None:
+    nowhere = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=100"
+    for words in (["token", "--scope", "system/*.rs"], ["user", "list"], ["worker"]):
+        refused = call(*words, "--mongo-url", nowhere, "--data-dir", tmp_path)
+        assert refused.returncode == 2, refused.stderr
+        assert "No database at --mongo-url: 127.0.0.1:1: [Errno 111] Connect call failed" in refused.stderr or (
+            "No database at --mongo-url: 127.0.0.1:1: [Errno 111] Connection refused" in refused.stderr
+        )
+
+
 def test_a_bad_value_is_named() -> None:
     refused = call("serve", FHIR_PORT="many")
     assert refused.returncode == 2
