@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fhir_server.auth.audit_event import Access
+from fhir_server.auth.audit_event import Access, storable
 from fhir_server.auth.audit_forms import Forms
 from fhir_server.auth.chain import chain_key, remove_old, seal
 from fhir_server.auth.journal import Journal
@@ -276,7 +276,7 @@ class Audit:
             for number, access in enumerate(accesses):
                 if number % BREATH == BREATH - 1:
                     await asyncio.sleep(0)
-                stored = self._forms.stored(access, timed_id(updated, number), updated)
+                stored = self._forms.stored(storable(access), timed_id(updated, number), updated)
                 last = Link(last.number + 1, seal(self._key, last.seal, last.number + 1, stored.raw))
                 events.append((last, stored))
             try:

@@ -24,6 +24,10 @@ _SOURCE = "http://terminology.hl7.org/CodeSystem/security-source-type"
 _BALP = "https://profiles.ihe.net/ITI/BALP/CodeSystem/BasicAuditEntityType"
 
 ACTIONS = {"c": "C", "r": "R", "v": "R", "h": "R", "u": "U", "p": "U", "d": "D"}
+LONGEST_QUERY = (
+    65_536  # characters; what a URL can hold. A form may have a thousand times that, and no document holds it
+)
+MOST_PATIENTS = 1_000  # of one event; a Group may have a hundred thousand members, and names them itself
 LOGINS = {"login": ("110122", "Login"), "logout": ("110123", "Logout")}
 
 
@@ -45,6 +49,20 @@ class Access(msgspec.Struct, array_like=True, frozen=True):
     query: str = ""
     purpose: str = ""  # break-glass
     token_id: str = ""
+
+
+def bounded(query: str) -> str:
+    if len(query) <= LONGEST_QUERY:
+        return query
+    note = f"… ({len(query)} characters)"
+    return query[: LONGEST_QUERY - len(note)] + note
+
+
+def storable(access: Access) -> Access:
+    """An event that MongoDB does not take would keep all that come after it waiting, for ever."""
+    if len(access.query) <= LONGEST_QUERY and len(access.patients) <= MOST_PATIENTS:
+        return access
+    return msgspec.structs.replace(access, query=bounded(access.query), patients=access.patients[:MOST_PATIENTS])
 
 
 encode = msgspec.json.Encoder().encode

@@ -8,7 +8,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 from urllib.parse import urlencode
 
-from fhir_server.auth.audit_event import Access, framed, line, read_line
+from fhir_server.auth.audit_event import MOST_PATIENTS, Access, bounded, framed, line, read_line
 from fhir_server.auth.principal import Principal
 from fhir_server.errors import BadRequest
 from fhir_server.http.routes import shape
@@ -72,7 +72,7 @@ def lines(scope: MutableMapping[str, Any], call: Call, answer: Answer, principal
         )  # fmt: skip
     return read_line(
         time.time_ns() // 1_000_000, answer.status, known[0], request_id, stored.resource_type, stored.id,
-        stored.version, stored.patients, known[1],
+        stored.version, stored.patients[:MOST_PATIENTS], known[1],
     )  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def _access(call: Call, answer: Answer, principal: Principal, address: str, requ
         resource_type,
         id,
         stored.version if stored is not None else 0,
-        stored.patients if stored is not None else (),
-        _asked(call),
+        stored.patients[:MOST_PATIENTS] if stored is not None else (),
+        bounded(_asked(call)),
         principal.purpose,
         principal.token_id,
     )

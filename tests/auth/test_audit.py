@@ -184,6 +184,21 @@ async def test_a_torn_line_is_skipped(log: AuditLog, tmp_path: Path) -> None:
     assert (await verify(log, chain_key(SECRET))).checked == 2
 
 
+async def test_nothing_is_too_large_to_be_moved(log: AuditLog, tmp_path: Path) -> None:
+    """No document of MongoDB has more than 16 MB; what is refused there would hold up all that comes after it."""
+    journal = Journal.create(tmp_path)
+    members = tuple(f"member-of-a-large-group-{n}" for n in range(100_000))
+    journal.append(*accesses(1), Access(1, "search-type", 401, query="Patient/_search?name=" + "x" * 20_000_000))
+    journal.append(Access(2, "read", 200, resource_type="Group", id="g", patients=members), *accesses(1, 1))
+    journal.close()
+    audit = Audit(log, standard(), tmp_path, SECRET, now=time.time)
+    await audit.open()
+    assert await audit.flush(60)
+    await audit.close()
+    verdict = await verify(log, chain_key(SECRET))
+    assert (verdict.checked, verdict.problem) == (4, "")
+
+
 async def test_without_room_for_the_audit_there_is_no_answer(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path)
     full = os.open("/dev/full", os.O_WRONLY)
@@ -373,6 +388,16 @@ async def test_accesses_are_audited_and_administrators_search_them(secured: Secu
         assert (await http.request(method, f"AuditEvent/{id}", json=body, headers=admin)).status_code == 403
     verdict = await verify(secured.server.rooms["audit"]._log, chain_key(secured.authority.secret))
     assert verdict.problem == ""
+
+
+async def test_a_large_form_without_a_token_does_not_hold_up_the_audit(secured: Secured) -> None:
+    await secured.user("admin", "administrator")
+    admin = await secured.token("user/*.rs", user="admin")
+    sent = {"data": {"name": "x" * 3_000_000}, "headers": {"X-Request-Id": "large1"}}
+    assert (await secured.http.post("Patient/_search", **sent)).status_code == 401  # type: ignore[arg-type]
+    found = (await secured.http.get("AuditEvent?entity:identifier=large1", headers=admin)).json()
+    assert len(found["entry"]) == 1
+    assert len(str(found)) < 100_000
 
 
 async def test_what_an_access_costs(tmp_path: Path) -> None:
