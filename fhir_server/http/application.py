@@ -13,7 +13,7 @@ from fhir_server.auth.audit import Audit
 from fhir_server.auth.policy import Principal
 from fhir_server.errors import BadRequest, FhirError, NotFound, TooLarge, TooSlow, UnsupportedMediaType
 from fhir_server.http import failures, streaming, wire
-from fhir_server.http.audited import lines
+from fhir_server.http.audited import NOT_UNDERSTOOD, lines
 from fhir_server.http.middleware import Receive, Scope, Send
 from fhir_server.http.routes import dispatch, known_shape
 from fhir_server.interactions.call import Call, parse_query, segments
@@ -22,7 +22,6 @@ from fhir_server.interactions.patch_document import JSON_PATCH
 
 Authenticate = Callable[[Scope], Awaitable[Principal]]
 
-NO_CALL = Call("", ("metadata",))  # a request that was not understood names nothing to be audited
 BODY_SECONDS = 60.0  # without a byte of a body that is not complete
 FORM = "application/x-www-form-urlencoded"
 
@@ -66,18 +65,20 @@ class FhirApplication:
         request_id = scope.get("request_id", "")
         base = self._public or self._base(scope, headers)
         wanted = wire.PLAIN
-        call = NO_CALL
+        call = NOT_UNDERSTOOD
         principal = Principal.nobody()
         try:
-            query = parse_query(scope["query_string"].decode("ascii", "strict")) if scope["query_string"] else []
-            call = Call(method, self._path(scope), query, headers)
-            scope["route_shape"] = known_shape(call.path)
-            wanted = wire.wish(headers, query) if not streaming.is_file(call) else wire.PLAIN
+            try:
+                query = parse_query(scope["query_string"].decode("ascii", "strict")) if scope["query_string"] else []
+                call = Call(method, self._path(scope), query, headers)
+                scope["route_shape"] = known_shape(call.path)
+                wanted = wire.wish(headers, query) if not streaming.is_file(call) else wire.PLAIN
+            finally:  # what is refused is somebody's request, too
+                principal = await self._authenticate(scope)
             if method in ("POST", "PUT", "PATCH"):
                 await self._read_body(call, receive)
                 if call.query is not query:
                     wanted = wire.wish(headers, call.query)
-            principal = await self._authenticate(scope)
             lenient = "prefer" in headers and wire.preferences(headers["prefer"])[1]
             context = Context(principal, base, request_id, lenient)
             answer = await dispatch(self._server, context, call)
@@ -86,6 +87,7 @@ class FhirApplication:
         except UnicodeDecodeError:
             answer = failures.answer(BadRequest("The URL is not percent-encoded UTF-8"), request_id)
         except Exception as error:
+            principal = scope.get("principal", principal)
             answer = failures.answer(error, request_id)
         try:
             status, fields, body = wire.render(answer, wanted, base, method)
@@ -94,7 +96,7 @@ class FhirApplication:
             status, fields, body = wire.render(answer, wire.PLAIN, base, method)
         if self._audit is not None:
             try:
-                self._audit.record_lines(lines(scope, call, answer, principal, request_id))
+                self._audit.record_lines(lines(scope, call, answer, principal, request_id, base))
             except FhirError as error:
                 status, fields, body = wire.render(failures.answer(error, request_id), wire.PLAIN, base, method)
         if answer.packed is not None and status == 200:

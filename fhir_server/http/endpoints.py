@@ -136,6 +136,7 @@ def _deleted(call: Call, results: Sequence[Written]) -> Answer:
         text = f"Deleted: {', '.join(names[:100])}" if names else "There was nothing to delete"
         more = f" and {len(names) - 100} more" if len(names) > 100 else ""
         answer = Answer(200, issues=[Issue("information", "informational", text + more)])
+    answer.deleted = [one.stored for one in results if one.stored is not None]
     if len(results) == 1 and results[0].stored is not None:
         answer.headers["ETag"] = f'W/"{results[0].stored.version}"'
     return answer

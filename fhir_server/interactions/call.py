@@ -63,6 +63,7 @@ class Answer:
     wrote: bool = False  # Prefer: return=… applies
     unread: bool = False  # what was written is not to be read by who wrote it, and not shown
     parts: Sequence[Answer] = ()  # of a bundle, entry by entry; for the audit
+    deleted: Sequence[Stored] = ()  # for the audit: the answer to a deletion shows nothing of them
 
 
 def check_id(id: str) -> str:

@@ -400,6 +400,90 @@ async def test_a_large_form_without_a_token_does_not_hold_up_the_audit(secured: 
     assert len(str(found)) < 100_000
 
 
+OBSERVED = {
+    "resourceType": "Observation", "status": "final", "code": {"text": "x"}, "subject": {"reference": "Patient/told1"},
+}  # fmt: skip
+
+
+async def test_each_event_says_who_and_what(secured: Secured) -> None:
+    http = secured.http
+    await secured.user("doctor", "practitioner", "Practitioner/d1", reach="all")
+    await secured.user("admin", "administrator")
+    await secured.user("self", "patient", "Patient/told1")
+    doctor = await secured.token("user/*.cruds", user="doctor")
+    patient = await secured.token("patient/*.rs", user="self", patient="told1")
+    admin = await secured.token("user/*.cruds", user="admin")
+    await http.put("Patient/told1", json={"resourceType": "Patient", "id": "told1"}, headers=doctor)
+    for id in ("told2", "told3", "told4"):
+        await http.put(f"Observation/{id}", json={**OBSERVED, "id": id}, headers=doctor)
+    entries = [
+        {"request": {"method": "GET", "url": "http://test/fhir/Observation?subject=Patient/told1"}},
+        {"request": {"method": "GET", "url": "http://elsewhere/fhir/Patient/told1"}},
+        {"request": {"method": "POST", "url": "Patient", "ifNoneExist": "identifier=told|1"},
+         "resource": {"resourceType": "Patient"}},
+        {"request": {"method": "POST", "url": "/"}, "resource": {"resourceType": "Bundle", "type": "batch", "entry": [
+            {"request": {"method": "GET", "url": "Patient/told1"}}]}},
+    ]  # fmt: skip
+    fhir = {"Content-Type": "application/fhir+json"}
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        ("GET", "Observation", {}),
+        ("GET", "Patient/told1/Observation", {}),
+        ("POST", "Observation/_search", {"data": {"patient": "told1,Patient/told9"}}),
+        ("GET", "Observation", {"headers": patient}),
+        ("GET", "Observation/_history", {}),
+        ("GET", "Observation/told2?%ff=1", {}),
+        ("GET", "Observation/$a%00b", {}),
+        ("POST", "Observation", {"content": "{", "headers": fhir}),
+        ("GET", "Patient/told1", {"headers": {"Accept": "image/png"}}),
+        ("GET", "Patient/told1", {"headers": {"X-Break-Glass": "short"}}),
+        ("POST", "Patient", {"json": {"resourceType": "Patient"}, "headers": {"If-None-Exist": "identifier=told|2"}}),
+        ("DELETE", "Observation/told2", {}),
+        ("DELETE", "Observation?_id=told3,told4&_multiple=true", {}),
+        ("POST", "", {"json": {"resourceType": "Bundle", "type": "batch", "entry": entries}}),
+    ]
+    for number, (method, url, more) in enumerate(requests):
+        headers = {**doctor, **more.pop("headers", {}), "X-Request-Id": f"told-{number}"}
+        await http.request(method, url, headers=headers, **more)
+
+    async def told(number: int) -> list[tuple[str, list[str]]]:
+        found = (await http.get(f"AuditEvent?entity:identifier=told-{number}&_sort=_id", headers=admin)).json()
+        events = [entry["resource"] for entry in found["entry"]]
+        for event in events:
+            assert "nobody" not in str(event["agent"]), requests[number]
+            assert [issue for issue in secured.server.validator.check(event) if issue.is_error] == []
+        return [(event["subtype"][0]["code"], [*map(text, event["entity"][:-1])]) for event in events]
+
+    def text(entity: dict[str, Any]) -> str:
+        return base64.b64decode(entity["query"]).decode() if "query" in entity else str(entity["what"]["reference"])
+
+    assert await told(0) == [("search-type", ["Observation"])]
+    assert await told(1) == [("search-type", ["Patient/told1", "Patient/told1/Observation"])]
+    form = "Observation/_search?patient=told1%2CPatient%2Ftold9"
+    assert await told(2) == [("search-type", ["Patient/told1", "Patient/told9", form])]
+    assert await told(3) == [("search-type", ["Patient/told1", "Observation"])]
+    assert await told(4) == [("history-type", ["Observation/_history"])]
+    assert await told(5) == [("operation", ["/fhir/Observation/told2?%ff=1"])]
+    assert await told(6) == [("operation", ["Observation/$a\0b"])]
+    assert await told(7) == [("create", ["Observation"])]
+    assert await told(8) == await told(9) == [("read", ["Patient/told1"])]
+    ((create, (_, _, condition)),) = await told(10)
+    assert (create, condition) == ("create", "Patient?identifier=told|2")
+    assert await told(11) == [("delete", ["Observation/told2/_history/2", "Patient/told1"])]
+    assert await told(12) == [
+        ("delete", ["Observation?_id=told3%2Ctold4&_multiple=true"]),
+        ("delete", ["Observation/told3/_history/2", "Patient/told1"]),
+        ("delete", ["Observation/told4/_history/2", "Patient/told1"]),
+    ]
+    batch = await told(13)
+    assert batch[:3] == [
+        ("batch", []),
+        ("search-type", ["Patient/told1", "Observation?subject=Patient%2Ftold1"]),
+        ("operation", ["http://elsewhere/fhir/Patient/told1"]),
+    ]
+    assert (batch[3][0], batch[3][1][-1]) == ("create", "Patient?identifier=told|1")
+    assert batch[4:] == [("batch", []), ("read", ["Patient/told1/_history/1", "Patient/told1"])]
+
+
 async def test_what_an_access_costs(tmp_path: Path) -> None:
     """Measured: 4 µs on a 2-core virtual machine; the bound only catches a mistake of another order."""
     journal = Journal.create(tmp_path)

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from fhir_server.auth.authority import Authority
 from fhir_server.auth.principal import Principal
-from fhir_server.errors import BadRequest, Forbidden, Unauthorized
+from fhir_server.errors import BadRequest, FhirError, Forbidden, Unauthorized
 
 BREAK_GLASS = b"x-break-glass"
 SHORTEST_REASON, LONGEST_REASON = 8, 200  # bytes of UTF-8 (three Chinese characters say as much as a word); characters
@@ -48,8 +48,12 @@ class Bearer:
                 raise _unauthorized("The access token is not valid") from None
             except Unauthorized as error:
                 raise _unauthorized(error.diagnostics) from None
-        self._rate.check(principal.client_id)
-        return principal if reason is None else _break_glass(principal, reason)
+        try:
+            self._rate.check(principal.client_id)
+            return principal if reason is None else _break_glass(principal, reason)
+        except FhirError:
+            scope["principal"] = principal  # for the audit, which says whose request was refused
+            raise
 
 
 def _break_glass(principal: Principal, reason: bytes) -> Principal:
