@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 
 from fhir_server.auth.audit import Audit
@@ -23,6 +24,7 @@ from fhir_server.interactions.patch_document import JSON_PATCH
 Authenticate = Callable[[Scope], Awaitable[Principal]]
 
 BODY_SECONDS = 60.0  # without a byte of a body that is not complete
+LONG_SECONDS = 1.0  # that a body took; by then the token may have been revoked
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -76,9 +78,14 @@ class FhirApplication:
             finally:  # what is refused is somebody's request, too
                 principal = await self._authenticate(scope)
             if method in ("POST", "PUT", "PATCH"):
+                # Who is nobody has no body read or parsed: each can cost a gigabyte and seconds.
+                self._server.policy.may(principal, "capabilities")
+                began = time.monotonic()
                 await self._read_body(call, receive)
                 if call.query is not query:
                     wanted = wire.wish(headers, call.query)
+                if time.monotonic() - began > LONG_SECONDS:
+                    principal = await self._authenticate(scope)
             lenient = "prefer" in headers and wire.preferences(headers["prefer"])[1]
             context = Context(principal, base, request_id, lenient)
             answer = await dispatch(self._server, context, call)

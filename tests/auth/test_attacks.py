@@ -12,6 +12,7 @@ import hmac
 import json
 import re
 import secrets
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,7 +26,19 @@ from fhir_server.auth.addresses import Unreachable, is_public
 from fhir_server.auth.limits import FAILED_LOGINS, RateLimit
 from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.errors import TooManyRequests
-from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site, assertion, jwk_of, redeem, refresh, serving, who
+from tests.auth.conftest import (
+    PASSWORD,
+    REDIRECT,
+    Browser,
+    Secured,
+    Site,
+    assertion,
+    jwk_of,
+    redeem,
+    refresh,
+    serving,
+    who,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -700,6 +713,34 @@ async def test_cors_is_for_the_api_and_not_for_the_pages(site: Site, http: httpx
     assert "access-control-allow-origin" not in page.headers
     for shown in ("login", "patient", "visit", "consent"):
         assert (await http.options(f"{site.auth}/{shown}", headers=preflight)).status_code == 403, shown
+
+
+async def test_nobodys_body_is_not_read(secured: Secured) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        raise AssertionError("it was read")
+        yield b""
+
+    for method, path in (("POST", "Patient"), ("PUT", "Patient/p1"), ("POST", "Patient/_search"), ("POST", "")):
+        answer = await secured.http.request(method, path, content=body(), headers={"Content-Type": "application/json"})
+        assert answer.status_code == 401, path
+
+
+async def test_a_token_revoked_while_a_body_trickles_in_writes_nothing(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fhir_server.http.application.LONG_SECONDS", 0.0)
+    await secured.user("trickles", "administrator")
+    headers = await secured.token("user/*.cruds", user="trickles")
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"resourceType":"Patient",'
+        revoked = {"token": headers["Authorization"].split()[1], "client_id": "app"}
+        assert (await secured.http.post("auth/revoke", data=revoked)).status_code == 200
+        yield b'"id":"trickled"}'
+
+    sent = {**headers, "Content-Type": "application/fhir+json"}
+    assert (await secured.http.put("Patient/trickled", content=body(), headers=sent)).status_code == 401
+    assert await secured.server.store.read("Patient", "trickled") is None
 
 
 async def test_registration_is_off_by_default(site: Site, http: httpx.AsyncClient) -> None:
