@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fhir_server.errors import Issue
 
 LONGEST_QUOTE = 80  # characters of the sender's value repeated in a message
+ENOUGH = 2_000  # problems of one array or object; who sent a million of wrong items would keep everybody waiting for a minute
 MOST_HINTS = 50  # guesses at misspelt names in one check
 
 

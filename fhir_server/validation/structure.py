@@ -14,7 +14,7 @@ from fhir_server.model.definitions import RESOURCE_TYPES, Element, TypeDefinitio
 from fhir_server.validation import codes, invariants, references
 from fhir_server.validation.narrative import problems as narrative_problems
 from fhir_server.validation.primitives import ACCEPTS, Accepts, explain
-from fhir_server.validation.problems import Check, Problem, Problems, Scope, below, kind, quote
+from fhir_server.validation.problems import ENOUGH, Check, Problem, Problems, Scope, below, kind, quote
 
 _NULL = "null stands only where the '_' array beside it has an object"
 
@@ -182,6 +182,8 @@ def _many_primitives(step: str, element: Element, accepts: Accepts, why: Callabl
             if not accepts(item):
                 problem = Problem("", "structure", _NULL) if item is None else why(item)
                 problems.append(problem._replace(path=f"{step}[{index}]"))
+                if len(problems) > ENOUGH and item is not None:  # a null may be right after all
+                    break
         return problems + _too_many(step, element, value) if problems or element.max else None
 
     return rule
@@ -208,6 +210,10 @@ def _many(step: str, element: Element, one: Check) -> Check:
             if found is not None:
                 problems = problems if problems is not None else []
                 problems.extend(below(f"{step}[{index}]", found))
+                if len(problems) > ENOUGH and any(
+                    p.severity == "error" for p in found
+                ):  # it is refused, whatever follows
+                    break
             index += 1
         if largest is not None and index > largest:
             problems = (problems or []) + _too_many(step, element, value)
@@ -308,6 +314,8 @@ def _odd(definition: TypeDefinition, rules: dict[str, Check], value: dict[str, A
             problems += _siblings(element, value, scope)
         else:
             problems.append(Problem("." + key, "structure", _unknown(definition, key, scope)))
+            if len(problems) > ENOUGH:
+                break
     present: dict[str, set[str]] = {}
     for element in definition.elements.values():
         if element.key in value or "_" + element.key in value:
@@ -352,6 +360,8 @@ def _siblings(element: Element, value: dict[str, Any], scope: Scope) -> Problems
             problems.append(Problem(f"{step}[{index}]", "structure", f"'{key}' and '_{key}' are both null here"))
         elif extra is not None:
             problems += below(f"{step}[{index}]", _sibling(extra, item is not None, scope))
+        if len(problems) > ENOUGH and problems[-1].severity == "error":
+            break
     return problems
 
 
