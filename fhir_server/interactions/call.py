@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from fhir_server.errors import BadRequest, Issue
+from fhir_server.errors import BadRequest, Issue, TooLarge
 from fhir_server.model.resource import Resource
 from fhir_server.store.protocol import Stored
 
 Pairs = list[tuple[str, str]]
+
+LONGEST_QUERY = 2_000_000  # 10,000 values of 200 characters
 
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:|//")
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
@@ -115,6 +117,8 @@ def segments(path: str) -> tuple[str, ...]:
 
 def parse_query(text: str) -> Pairs:
     """A query string as pairs; a value that is empty stays, because an empty value is an error to be named."""
+    if len(text) > LONGEST_QUERY:  # MongoDB takes no command of 16 MB
+        raise TooLarge(f"The search parameters are longer than {LONGEST_QUERY} characters")
     try:
         return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=2000) if text else []
     except (ValueError, UnicodeDecodeError):

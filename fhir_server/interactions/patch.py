@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fhir_server.errors import Unprocessable
+from fhir_server.errors import BadRequest, Unprocessable
 from fhir_server.interactions import fhirpath_patch, json_patch
 from fhir_server.interactions.json_tree import copied
 from fhir_server.model.resource import Resource
@@ -21,7 +21,10 @@ def apply_json_patch(resource: Resource, operations: Any) -> Resource:
 
 def apply_fhirpath_patch(resource: Resource, parameters: Resource) -> Resource:
     """`parameters` is a Parameters resource of operations. Raises BadRequest or Unprocessable."""
-    return _same(resource, fhirpath_patch.patched(copied(resource), parameters))
+    try:
+        return _same(resource, fhirpath_patch.patched(copied(resource), parameters))
+    except RecursionError:
+        raise BadRequest("An expression of the FHIRPath Patch is nested too deep") from None
 
 
 def _same(before: Resource, after: Any) -> Resource:

@@ -25,11 +25,18 @@ _PREFIXED = frozenset({"eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap"})
 _ORDERED = frozenset({"date", "number", "quantity"})
 OPERATORS = _PREFIXED | {"co", "sw", "ew", "pr", "ss", "sb", "in", "ni", "re", "po"}
 DEEPEST = 20
+MOST_TESTS = 200  # in a row
 
 
 def parse_filter(parser: Conditions, resource_type: str, text: str) -> Condition:
     """Raises BadRequest or UnknownParameter that quote the part of the expression that is wrong."""
     return _Filter(parser, resource_type, text).parse()
+
+
+def _joined(operator: str, found: list[Condition]) -> Condition:
+    if not operator:
+        return found[0]
+    return All(tuple(found)) if operator == "and" else AnyOf(tuple(found))
 
 
 class _Filter:
@@ -66,12 +73,18 @@ class _Filter:
     def _filter(self, depth: int) -> Condition:
         if depth > DEEPEST:
             raise BadRequest(f"Parameter '_filter' is nested deeper than {DEEPEST} levels")
-        found = self._logical(depth)
+        found, joined = [self._logical(depth)], ""
         while self._peek() in ("and", "or"):
             operator = self._next()
-            right = self._logical(depth)
-            found = All((found, right)) if operator == "and" else AnyOf((found, right))
-        return found
+            if joined not in ("", operator):  # one level deeper only where it changes
+                found, depth = [_joined(joined, found)], depth + 1
+                if depth > DEEPEST:
+                    raise BadRequest(f"Parameter '_filter' changes between and and or more than {DEEPEST} times")
+            joined = operator
+            found.append(self._logical(depth))
+            if len(found) > MOST_TESTS:
+                raise BadRequest(f"Parameter '_filter' joins more than {MOST_TESTS} tests")
+        return _joined(joined, found)
 
     def _logical(self, depth: int) -> Condition:
         negated = self._peek() == "not"

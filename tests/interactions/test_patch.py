@@ -132,6 +132,16 @@ def test_fhirpath_patch(case: dict[str, Any]) -> None:
     assert parameters == unchanged
 
 
+@pytest.mark.parametrize("text", ["1" + " + 1" * 5000, "Patient.name" + " | Patient.name" * 500])
+def test_a_long_row_of_operators_is_the_senders_fault(text: str) -> None:
+    parts = [{"name": "type", "valueCode": "delete"}, {"name": "path", "valueString": text}]
+    with pytest.raises(FhirError) as caught:
+        apply_fhirpath_patch(
+            PATIENT, {"resourceType": "Parameters", "parameter": [{"name": "operation", "part": parts}]}
+        )
+    assert caught.value.status == 400
+
+
 @pytest.mark.parametrize(
     "parameters",
     [

@@ -52,6 +52,8 @@ async def refused(client: httpx.AsyncClient, query: str, *parts: str) -> None:
         ("Patient?name=%00", ("'name'",)),
         ("Patient?_filter=((((", ("'_filter'",)),
         ("Patient?_filter=" + "(" * 500 + "name eq x" + ")" * 500, ("'_filter'", "20")),
+        ("Patient?_filter=" + " or ".join(["name eq x"] * 3000), ("'_filter'", "200")),
+        ("Patient?_filter=" + " or name eq x and ".join(["name eq x"] * 300), ("'_filter'", "20")),
         ("Observation?" + "patient.link." * 12 + "name=x", ("8 links",)),
         ("Patient?_type=Observation,Nonsense", ()),
     ],
@@ -60,6 +62,20 @@ async def test_refused_by_name(client: httpx.AsyncClient, query: str, parts: tup
     if query.startswith("Patient?_type"):
         query = query.removeprefix("Patient")
     await refused(client, query, *parts)
+
+
+async def test_a_form_that_no_command_can_carry_is_refused(client: httpx.AsyncClient) -> None:
+    for name in ("name", "identifier", "_content"):
+        response = await client.post("Patient/_search", data={name: "x" * 1_900_000})
+        assert response.status_code == 200, name
+        response = await client.post("Patient/_search", data={name: "x" * 9_000_000})
+        assert response.status_code == 413, name
+
+
+async def test_many_tests_in_a_row_are_one_list(client: httpx.AsyncClient) -> None:
+    text = " or ".join(["name eq nobody"] * 150)
+    response = await client.get("Patient", params={"_filter": f"name eq nobody and birthdate eq 1900 or {text}"})
+    assert response.status_code == 200, response.text
 
 
 async def test_10_000_values_are_served_and_more_are_refused(client: httpx.AsyncClient) -> None:
