@@ -26,6 +26,7 @@ from fhir_server.auth.addresses import Unreachable, is_public
 from fhir_server.auth.limits import FAILED_LOGINS, RateLimit
 from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.errors import TooManyRequests
+from fhir_server.http.smart import pages, routes
 from tests.auth.conftest import (
     PASSWORD,
     REDIRECT,
@@ -711,8 +712,12 @@ async def test_cors_is_for_the_api_and_not_for_the_pages(site: Site, http: httpx
     assert told.headers["access-control-allow-origin"] == "*"
     page = await http.get(site.auth + "/authorize", params=request_of(site), headers=origin)
     assert "access-control-allow-origin" not in page.headers
-    for shown in ("login", "patient", "visit", "consent"):
-        assert (await http.options(f"{site.auth}/{shown}", headers=preflight)).status_code == 403, shown
+    forms = [
+        route.path for route in routes("") if route.endpoint.__module__ == pages.__name__ and "css" not in route.path
+    ]
+    assert len(forms) == 7
+    for path in forms:
+        assert (await http.options(site.url + path, headers=preflight)).status_code == 403, path
 
 
 async def test_nobodys_body_is_not_read(secured: Secured) -> None:
