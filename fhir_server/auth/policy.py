@@ -16,7 +16,8 @@ How to ask, in this order, and for every entry of a bundle as for a request of i
    `policy.check_write(principal, interaction, stored, previous)` with `patients` and `entries` filled.
 
 Interaction names: read vread history create update patch delete search history-type history-system conditional-create
-conditional-update conditional-patch conditional-delete transaction batch capabilities operation:$name.
+conditional-update conditional-patch conditional-delete transaction batch operation:$name. The CapabilityStatement is
+open to everybody and is not asked for.
 An interaction or operation the tables do not know needs every permission on every type of every patient: fail closed.
 
 Narrower views: `system/` scopes see every patient; `user/` scopes what the user may see (everyone, the care teams'
@@ -77,23 +78,9 @@ NEEDS: Mapping[str, str] = {
     "operation:$meta-add": "ru",
     "operation:$meta-delete": "ru",
     "operation:$apply": "r",
-    "operation:$events": "r",
-    "operation:$status": "r",
 }
 # Carry others, each of which is asked for itself, or show nothing of a record.
-NEED_A_TOKEN = frozenset(
-    {
-        "transaction",
-        "batch",
-        "capabilities",
-        "operation:$validate",
-        "operation:$expand",
-        "operation:$lookup",
-        "operation:$translate",
-        "operation:$validate-code",
-        "operation:$subsumes",
-    }
-)
+NEED_A_TOKEN = frozenset({"transaction", "batch", "operation:$validate"})
 
 # Who may take many records away at once, besides services; each type is asked for as well, and narrowed as a search is.
 EXPORTERS = frozenset({"administrator", "practitioner"})

@@ -34,7 +34,8 @@ COMPARTMENT: dict[str, tuple[str, ...]] = {
     "Consent": ("patient",),
 }
 NOBODYS = ("Organization", "Practitioner", "Questionnaire")
-THROUGH = {"Provenance": "target", "Task": "focus", "Binary": "securityContext"}  # also in the records of what this refers to
+# Also in the records of what this refers to.
+THROUGH = {"Provenance": "target", "Task": "focus", "Binary": "securityContext"}
 NEITHER = ("Basic",)
 TYPES = (*COMPARTMENT, *NOBODYS, *NEITHER)
 LABELS = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
