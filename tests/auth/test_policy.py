@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from fhir_server.auth.labels import CONFIDENTIALITY
-from fhir_server.auth.policy import Policy, Principal
+from fhir_server.auth.policy import NEED_A_TOKEN, NEEDS, Policy, Principal
 from fhir_server.auth.scopes import resource_scopes, split
 from fhir_server.errors import Forbidden, Unauthorized
 from fhir_server.model.resource import dump
+from fhir_server.operations import OPERATIONS
 from fhir_server.search.index import index
 from fhir_server.search.registry import standard
 from fhir_server.store.protocol import Stored
@@ -134,3 +135,60 @@ def test_a_condition_without_search_finds_nothing() -> None:
     lab = principal_of({"scopes": "system/Patient.c", "patients": "all"})
     POLICY.may(lab, "conditional-create", "Patient")
     assert POLICY.restrict(lab, "conditional-create")("Patient").nothing
+
+
+# What each interaction needs of a type, written down a second time: docs/authorization.md, and the scopes' own words for
+# it (https://hl7.org/fhir/smart-app-launch/STU2.2/scopes-and-launch-context.html).
+LETTERS = {
+    "read": "r", "vread": "r", "history": "r", "search": "s", "history-type": "s", "history-system": "s",
+    "create": "c", "update": "u", "patch": "u", "delete": "d",
+    "conditional-create": "c", "conditional-update": "cu", "conditional-patch": "u", "conditional-delete": "d",
+    "operation:$everything": "rs", "operation:$export": "rs", "operation:$explain": "rs", "operation:$lastn": "s",
+    "operation:$stats": "s", "operation:$meta": "r", "operation:$apply": "r",
+    **dict.fromkeys(
+        ("operation:$meta-add", "operation:$meta-delete", "operation:$reindex", "operation:$hook-status",
+         "operation:$hook-retry", "operation:$hook-event", "operation:$await-hooks", "operation:$backfill",
+         "operation:$dry-run", "operation:$assess-risk"),
+        "cruds",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("interaction", LETTERS)
+def test_each_interaction_needs_its_letters_and_no_others(interaction: str) -> None:
+    resource_type = None if interaction == "history-system" else "Observation"
+    letters = LETTERS[interaction]
+    POLICY.may(principal_of({"scopes": f"system/*.{letters}", "patients": "all"}), interaction, resource_type)
+    for missing in letters:
+        others = "".join(letter for letter in "cruds" if letter != missing)
+        principal = principal_of({"scopes": f"system/*.{others}", "patients": "all"})
+        with pytest.raises(Forbidden):
+            POLICY.may(principal, interaction, resource_type)
+    if letters == "cruds":  # what nobody described may lead to any type
+        with pytest.raises(Forbidden):
+            POLICY.may(
+                principal_of({"scopes": "system/Observation.cruds", "patients": "all"}), interaction, "Observation"
+            )
+
+
+def test_every_operation_that_the_tables_know_is_there() -> None:
+    """A row for an operation that is not would open it, unseen, to whoever writes one of that name."""
+    known = {name for name in (*NEEDS, *NEED_A_TOKEN) if "$" in name}
+    assert known <= {f"operation:${operation.name}" for operation in OPERATIONS}
+    assert {*known, *(name for name in LETTERS if "$" in name)} == {f"operation:${one.name}" for one in OPERATIONS}
+
+
+@pytest.mark.parametrize(
+    "interaction", [name for name, letters in LETTERS.items() if letters != "cruds" and "conditional" not in name]
+)
+def test_what_one_letter_opens_another_does_not_show(interaction: str) -> None:
+    """A search shows what `s` reaches, a read what `r` does: each letter may be narrowed by itself."""
+    letter = LETTERS[interaction][-1]
+    others = "".join(one for one in "cruds" if one != letter)
+    scopes = f"system/Observation.{letter}?category=survey system/Observation.{others}?category=laboratory"
+    principal = principal_of({"scopes": scopes, "patients": "all"})
+    for category in ("survey", "laboratory"):
+        stored = stored_of({"of": ["p1"], "category": category}, "Observation")
+        assert POLICY.sees(principal, interaction, stored) is (category == "survey")
+        narrowed = POLICY.restrict(principal, interaction)("Observation")
+        assert narrowed.allows(stored.patients, stored.entries) is (category == "survey")
