@@ -16,8 +16,8 @@ How to ask, in this order, and for every entry of a bundle as for a request of i
    `policy.check_write(principal, interaction, stored, previous)` with `patients` and `entries` filled.
 
 Interaction names: read vread history create update patch delete search history-type history-system conditional-create
-conditional-update conditional-patch conditional-delete transaction batch operation:$name. The CapabilityStatement is
-open to everybody and is not asked for.
+conditional-update conditional-patch conditional-delete transaction batch operation:$name, and `request` for any that
+has a body, before it is read. The CapabilityStatement is open to everybody and is not asked for.
 An interaction or operation the tables do not know needs every permission on every type of every patient: fail closed.
 
 Narrower views: `system/` scopes see every patient; `user/` scopes what the user may see (everyone, the care teams'
@@ -80,7 +80,7 @@ NEEDS: Mapping[str, str] = {
     "operation:$apply": "r",
 }
 # Carry others, each of which is asked for itself, or show nothing of a record.
-NEED_A_TOKEN = frozenset({"transaction", "batch", "operation:$validate"})
+NEED_A_TOKEN = frozenset({"request", "transaction", "batch", "operation:$validate"})
 
 # Who may take many records away at once, besides services; each type is asked for as well, and narrowed as a search is.
 EXPORTERS = frozenset({"administrator", "practitioner"})

@@ -79,7 +79,7 @@ class FhirApplication:
                 principal = await self._authenticate(scope)
             if method in ("POST", "PUT", "PATCH"):
                 # Who is nobody has no body read or parsed: each can cost a gigabyte and seconds.
-                self._server.policy.may(principal, "capabilities")
+                self._server.policy.may(principal, "request")
                 began = time.monotonic()
                 await self._read_body(call, receive)
                 if call.query is not query:

@@ -105,7 +105,9 @@ def test_writes(who: dict[str, Any], question: dict[str, Any]) -> None:
     interaction, resource_type = asked(question)
     principal = principal_of(who)
     POLICY.may(principal, interaction, resource_type)
-    POLICY.check_write(principal, interaction, stored_of(question, resource_type))
+    stored = stored_of(question, resource_type)
+    # What replaces nothing is a create, too.
+    POLICY.check_write(principal, interaction, stored, None if interaction == "create" else stored)
 
 
 @pytest.mark.parametrize(("who", "question"), questions("cannot"))
@@ -144,11 +146,11 @@ LETTERS = {
     "create": "c", "update": "u", "patch": "u", "delete": "d",
     "conditional-create": "c", "conditional-update": "cu", "conditional-patch": "u", "conditional-delete": "d",
     "operation:$everything": "rs", "operation:$export": "rs", "operation:$explain": "rs", "operation:$lastn": "s",
-    "operation:$stats": "s", "operation:$meta": "r", "operation:$apply": "r",
+    "operation:$stats": "s", "operation:$meta": "r", "operation:$apply": "r", "operation:$meta-add": "ru",
+    "operation:$meta-delete": "ru", "operation:$assess-risk": "rs",
     **dict.fromkeys(
-        ("operation:$meta-add", "operation:$meta-delete", "operation:$reindex", "operation:$hook-status",
-         "operation:$hook-retry", "operation:$hook-event", "operation:$await-hooks", "operation:$backfill",
-         "operation:$dry-run", "operation:$assess-risk"),
+        ("operation:$reindex", "operation:$hook-status", "operation:$hook-retry", "operation:$hook-event",
+         "operation:$await-hooks", "operation:$backfill", "operation:$dry-run"),
         "cruds",
     ),
 }  # fmt: skip
