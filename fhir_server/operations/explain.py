@@ -31,6 +31,8 @@ async def explain(server: Server, context: Context, call: Call) -> Answer:
         found = await server.store.read("Provenance", id_)
         if found is not None and not found.deleted:
             provenance = load(found.raw)
+            if not _is_about(provenance, f"{resource_type}/{id}"):
+                continue
             for section in _sections(provenance):
                 inputs = _inputs(section, provenance)
                 visible = await _visible(server, context, inputs)
@@ -49,8 +51,15 @@ def _provenances(resource: Resource) -> Iterator[str]:
     identifiers = resource.get("identifier", [])
     for identifier in identifiers if isinstance(identifiers, list) else [identifiers]:
         if identifier.get("system") == IDENTIFIERS:
-            slot, patient, n = str(identifier["value"]).rsplit("|", 2)
-            yield provenance_id(patient, slot, int(n))
+            slot, patient, n = ["", "", *str(identifier.get("value", "")).rsplit("|", 2)][-3:]
+            if n.isascii() and n.isdigit() and len(n) < 10:
+                yield provenance_id(patient, slot, int(n))
+
+
+def _is_about(provenance: Resource, reference: str) -> bool:
+    """An identifier is whatever was written into the resource: with somebody else's, it leads to somebody else's Provenance."""
+    targets = [str(one.get("reference", "")) for one in provenance.get("target", ())]
+    return any(target.partition("/_history/")[0] == reference for target in targets)
 
 
 def _sections(provenance: Resource) -> list[Sequence[Any]]:

@@ -58,3 +58,25 @@ async def test_an_explanation_shows_no_more_than_its_reader_may_see(secured: Sec
         assert answer.status_code == 200, answer.text
         assert "http://example.org/rule|1" in answer.text
         assert ("9.1 %" in answer.text, INPUT in answer.text) == (told, told), (user, scope)
+
+
+async def test_an_identifier_of_anothers_leads_nowhere(secured: Secured) -> None:
+    """Whoever writes a resource chooses its identifier, and slots have known names."""
+    subject = {"reference": "Patient/curious"}
+    forged = {"resourceType": "Flag", "id": "curious-f", "subject": subject,
+              "identifier": [{"system": IDENTIFIERS, "value": "slot|why|1"}]}  # fmt: skip
+    puts = []
+    for resource in (*derived(), {"resourceType": "Patient", "id": "curious"}, forged):
+        key = (resource["resourceType"], resource["id"])
+        if await secured.server.store.read(*key) is None:
+            indexed = index(secured.server.registry, resource)
+            puts.append(Put(Stored(*key, 1, 1, dump(resource), patients=indexed.patients, entries=indexed.entries)))
+    await secured.server.store.commit(puts)
+    await secured.user("curious", "patient", "Patient/curious")
+    headers = await secured.token("patient/*.cruds", user="curious", patient="curious")
+    answer = await secured.http.get("Flag/curious-f/$explain", headers=headers)
+    assert answer.status_code == 404, answer.text
+    for value in ({}, {"value": "slot"}, {"value": "slot|why|one"}):
+        flag = {**forged, "identifier": [{"system": IDENTIFIERS, **value}], "status": "active", "code": {"text": "x"}}
+        assert (await secured.http.put("Flag/curious-f", json=flag, headers=headers)).status_code == 200
+        assert (await secured.http.get("Flag/curious-f/$explain", headers=headers)).status_code == 404
