@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,9 @@ from fhir_server.store.credentials import Credentials
 
 WINDOW = 300  # seconds
 FAILED_LOGINS = 10  # of one name in a window, from anywhere
-FAILED_FROM = 200  # users and clients, from one address in a window, whatever the names
+FAILED_FROM = 200  # users and clients, from one place in a window, whatever the names
+MANY = 10_000  # buckets
+SWEEP = 1.0  # seconds between two looks at all of them
 
 
 class LoginLimit:
@@ -24,21 +27,50 @@ class LoginLimit:
         self._credentials = credentials
         self._now = now
 
-    async def check(self, address: str, user: str = "") -> None:
-        """Raises TooManyRequests before the secret is looked at; for unknown names as for known ones."""
+    async def begin(self, address: str, user: str) -> int:
+        """Counts a login as failed before the password is looked at, or many at once would all find room; its moment.
+
+        Raises TooManyRequests, for unknown names as for known ones.
+        """
         now = int(self._now())
-        for key, most in _keys(address, user):
-            if await self._credentials.counted(key, WINDOW, now) >= most:
-                raise TooManyRequests("Too many failed logins; try again later", retry_after=WINDOW - now % WINDOW)
+        for key, most in ((f"user:{user[:200]}", FAILED_LOGINS), (_from(address), FAILED_FROM)):
+            if await self._credentials.count(key, WINDOW, now) > most:
+                raise _too_many(now)
+        return now
 
-    async def failed(self, address: str, user: str = "") -> None:
-        for key, _ in _keys(address, user):
-            await self._credentials.count(key, WINDOW, int(self._now()))
+    async def succeeded(self, address: str, user: str, began: int) -> None:
+        for key in (f"user:{user[:200]}", _from(address)):
+            await self._credentials.uncount(key, WINDOW, began)
+
+    async def check(self, address: str) -> None:
+        """For clients: raises TooManyRequests before the secret is looked at."""
+        now = int(self._now())
+        if await self._credentials.counted(_from(address), WINDOW, now) >= FAILED_FROM:
+            raise _too_many(now)
+
+    async def failed(self, address: str) -> None:
+        await self._credentials.count(_from(address), WINDOW, int(self._now()))
 
 
-def _keys(address: str, user: str) -> list[tuple[str, int]]:
-    keys = [(f"from:{address}", FAILED_FROM)]
-    return [*keys, (f"user:{user[:200]}", FAILED_LOGINS)] if user else keys
+def _too_many(now: int) -> TooManyRequests:
+    return TooManyRequests("Too many failed logins; try again later", retry_after=WINDOW - now % WINDOW)
+
+
+def _from(address: str) -> str:
+    return f"from:{place(address)}"
+
+
+def place(address: str) -> str:
+    """What one customer of a network has at least: an IPv4 address, or the 2⁶⁴ IPv6 addresses of one line."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, 64), strict=False))
 
 
 class RateLimit:
@@ -49,6 +81,7 @@ class RateLimit:
         self._burst = max(1.0, 2 * rate)
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}  # key → (left, when)
+        self._swept = 0.0
 
     def check(self, key: str) -> None:
         """Takes one; raises TooManyRequests."""
@@ -61,6 +94,9 @@ class RateLimit:
             raise TooManyRequests(
                 "Too many requests of this client", retry_after=max(1, round((1 - left) / self._rate))
             )
-        if len(self._buckets) > 10_000:
-            self._buckets = {name: one for name, one in self._buckets.items() if now - one[1] < 60}
+        if len(self._buckets) > MANY and now - self._swept > SWEEP:
+            # What was not asked for since then is full again, and as good as new. Not each time: the keys are anybody's.
+            full = self._burst / self._rate
+            self._buckets = {name: one for name, one in self._buckets.items() if now - one[1] < full}
+            self._swept = now
         self._buckets[key] = (left - 1, now)

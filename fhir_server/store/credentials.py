@@ -302,6 +302,9 @@ class Credentials:
         )
         return int(document["n"]) if document else 0
 
+    async def uncount(self, key: str, window: int, now: int) -> None:
+        await self.passing.update_one({"_id": f"count:{key}:{now // window}"}, {"$inc": {"n": -1}})
+
     async def counted(self, key: str, window: int, now: int) -> int:
         document = await self.passing.find_one({"_id": f"count:{key}:{now // window}"})
         return int(document["n"]) if document else 0

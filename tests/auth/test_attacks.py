@@ -12,6 +12,7 @@ import hmac
 import json
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from fhir_server.auth import remote_keys
 from fhir_server.auth.addresses import Unreachable, is_public
-from fhir_server.auth.limits import FAILED_LOGINS, RateLimit
+from fhir_server.auth.limits import FAILED_LOGINS, RateLimit, place
 from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.errors import TooManyRequests
 from fhir_server.http.smart import pages, routes
@@ -676,6 +677,37 @@ async def test_failed_logins_are_limited(site: Site, browser: Browser, at: Any) 
     request_id = parse_qs(urlsplit(start.headers["location"]).query)["request"][0]
     form = {"request": request_id, "name": "doctor", "password": PASSWORD}
     assert (await browser.http.post(site.auth + "/login", data=form)).status_code == 303
+
+
+async def test_guesses_at_the_same_time_are_counted(site: Site, browser: Browser, at: Any) -> None:
+    at(301)
+    start = await browser.http.get(site.auth + "/authorize", params=request_of(site))
+    request_id = parse_qs(urlsplit(start.headers["location"]).query)["request"][0]
+    form = {"request": request_id, "name": "nurse", "password": "wrong"}
+    for _ in range(3):  # who logs in is not counted
+        right = await browser.http.post(site.auth + "/login", data={**form, "password": PASSWORD})
+        assert right.status_code == 303
+    browser.http.cookies.delete("fhir-session")
+    answers = await asyncio.gather(*(browser.http.post(site.auth + "/login", data=form) for _ in range(30)))
+    assert sorted(answer.status_code for answer in answers) == [401] * FAILED_LOGINS + [429] * (30 - FAILED_LOGINS)
+
+
+def test_who_has_many_addresses_is_one_place() -> None:
+    assert place("2001:db8:1:2:3:4:5:6") == place("2001:db8:1:2:ffff::1") != place("2001:db8:1:3::1")
+    assert place("::ffff:192.0.2.7") == place("192.0.2.7") != place("192.0.2.8")
+    assert place("fe80::1%eth0") == place("fe80::2%eth1")
+    assert place("") == ""
+
+
+def test_many_places_cost_the_rate_limit_little() -> None:
+    clock = [0.0]
+    limit = RateLimit(20, clock=lambda: clock[0])
+    started = time.process_time()
+    for number in range(60_000):
+        clock[0] += 0.0001
+        limit.check(f"place {number}")
+    assert time.process_time() - started < 2
+    assert len(limit._buckets) < 35_000, "what is full again is forgotten"
 
 
 async def test_a_disabled_user_does_not_log_in(site: Site, browser: Browser) -> None:

@@ -133,7 +133,7 @@ async def login(request: HttpRequest) -> Response:
     shown_again: dict[str, Any] = {"request_id": wanted.id, "client": client, "name": name}
     shown_again["leads_to"] = wanted.redirect_uri
     try:
-        await authority.logins.check(address_of(request), name)
+        began = await authority.logins.begin(address_of(request), name)
     except TooManyRequests as error:
         response = page(request, "login.html", 429, problem=words["too_many"], **shown_again)
         response.headers.update(error.headers)
@@ -142,9 +142,9 @@ async def login(request: HttpRequest) -> Response:
     seen = {"subject": name, "client": client.id, "address": address_of(request)}
     right = await authority.passwords.matches(user.password_hash if user else "", password[:1024])
     if user is None or not right or user.disabled:
-        await authority.logins.failed(address_of(request), name)
         authority.record("login", 401, user="", **seen)
         return page(request, "login.html", 401, problem=words["wrong"], **shown_again)
+    await authority.logins.succeeded(address_of(request), name, began)
     authority.record("login", 200, user=user.fhir_user, **seen)
     response = _go_on(request, wanted)
     before = request.cookies.get(_name(authority, "session"), "")

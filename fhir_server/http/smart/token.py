@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from fhir_server.auth.authority import Authority
 from fhir_server.auth.clients import check_redirect_uri
+from fhir_server.auth.limits import place
 from fhir_server.auth.oauth import OAuthError, invalid_request, new_secret
 from fhir_server.auth.policy import Policy
 from fhir_server.auth.principal import Principal
@@ -33,7 +34,7 @@ async def _client(request: Request, values: dict[str, str], *, public_allowed: b
     """The client that calls, after the limits on how often it may try."""
     authority = authority_of(request)
     address = address_of(request)
-    authority.token_rate.check(address)
+    authority.token_rate.check(place(address))
     authorization = request.headers.get("authorization", "")
     await authority.logins.check(address)
     try:
@@ -76,7 +77,7 @@ async def register(request: Request) -> Response:
     authority = authority_of(request)
     if not authority.settings.registration:
         raise OAuthError("access_denied", "Apps are registered by the operator of this server", 403)
-    authority.token_rate.check(address_of(request))
+    authority.token_rate.check(place(address_of(request)))
     asked = await _json(request)
     method = asked.get("token_endpoint_auth_method", "client_secret_basic")
     if method not in METHODS:
