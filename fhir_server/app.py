@@ -143,7 +143,7 @@ class Application:
             folder = settings.data_dir / "audit"
             log = AuditLog(store.database, store.ensure_indexes)
             days = settings.audit_days
-            audit = Audit(log, server.registry, folder, authority.secret, days=days, now=authority.now)
+            audit = Audit(log, server.registry, folder, authority.secret, base=base, days=days, now=authority.now)
             await audit.open()
             server.rooms["audit"] = audit
             waiting = Gauge("fhir_audit_waiting_bytes", "Journalled, not yet searchable", registry=self._collectors)

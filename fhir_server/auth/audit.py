@@ -56,10 +56,18 @@ class Audit:
     """`record` before answering; `run` beside the requests; `close` at the end."""
 
     def __init__(
-        self, log: AuditLog, registry: Registry, folder: Path, secret: bytes, *, days: int = 0, now: Callable[[], float]
+        self,
+        log: AuditLog,
+        registry: Registry,
+        folder: Path,
+        secret: bytes,
+        *,
+        base: str = "",
+        days: int = 0,
+        now: Callable[[], float],
     ) -> None:
         self._log = log
-        self._forms = Forms(registry)
+        self._forms = Forms(registry, base)
         self._folder = folder
         self._key = chain_key(secret)
         self._days = days

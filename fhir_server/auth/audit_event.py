@@ -23,6 +23,8 @@ _PARTICIPATION = "http://terminology.hl7.org/CodeSystem/v3-ParticipationType"
 _SOURCE = "http://terminology.hl7.org/CodeSystem/security-source-type"
 _BALP = "https://profiles.ihe.net/ITI/BALP/CodeSystem/BasicAuditEntityType"
 
+SOURCE = {"coding": [{"system": _DCM, "code": "110153", "display": "Source Role ID"}]}
+DESTINATION = {"coding": [{"system": _DCM, "code": "110152", "display": "Destination Role ID"}]}
 ACTIONS = {"c": "C", "r": "R", "v": "R", "h": "R", "u": "U", "p": "U", "d": "D"}
 LONGEST_QUERY = (
     65_536  # characters; what a URL can hold. A form may have a thousand times that, and no document holds it
@@ -88,8 +90,8 @@ def framed(subject: str, client: str, user: str, address: str, purpose: str, tok
     return encode((subject, client, user, address))[1:-1], encode((purpose, token_id))[1:-1]
 
 
-def audit_event(access: Access, id: str, updated: int) -> dict[str, Any]:
-    """The resource. `recorded` is when it happened, `meta.lastUpdated` (ms) when it was taken over from the journal."""
+def audit_event(access: Access, id: str, updated: int, base: str = "") -> dict[str, Any]:
+    """The resource. `base` is the server's URL, `recorded` is when it happened, `meta.lastUpdated` (ms) when it was taken over from the journal."""
     kind, _, name = access.interaction.partition(":")
     login = LOGINS.get(kind)
     event: dict[str, Any] = {
@@ -110,14 +112,16 @@ def audit_event(access: Access, id: str, updated: int) -> dict[str, Any]:
         event["outcomeDesc"] = f"HTTP {access.status}"
     if access.purpose:
         event["purposeOfEvent"] = [{"coding": [{"system": _REASON, "code": "BTG"}], "text": access.purpose}]
-    event["agent"] = _agents(access)
+    event["agent"] = _agents(access, base)
     event["source"] = {"observer": {"display": "fhir-server"}, "type": [{"system": _SOURCE, "code": "4"}]}
     if entities := _entities(access):
         event["entity"] = entities
     return event
 
 
-def _agents(access: Access) -> list[dict[str, Any]]:
+def _agents(access: Access, base: str) -> list[dict[str, Any]]:
+    """BALP has what is read flow from the server to the client, and all else, queries included, the other way."""
+    ours, theirs = (SOURCE, DESTINATION) if access.interaction in ("read", "vread") else (DESTINATION, SOURCE)
     network = {"network": {"address": access.address, "type": "2"}} if access.address else {}
     policy = {"policy": [f"urn:jti:{access.token_id}"]} if access.token_id else {}
     agents: list[dict[str, Any]] = []
@@ -129,12 +133,11 @@ def _agents(access: Access) -> list[dict[str, Any]]:
         agents.append({"type": kind, "who": who, "requestor": True, **policy})
     if access.client or not agents:
         who = {"identifier": {"value": access.client}} if access.client else {"display": "nobody"}
-        kind = {"coding": [{"system": _DCM, "code": "110153", "display": "Source Role ID"}]}
-        agents.append({"type": kind, "who": who, "requestor": not agents, **network})
+        agents.append({"type": theirs, "who": who, "requestor": not agents, **network})
     elif network:
         agents[0] |= network
-    destination = {"coding": [{"system": _DCM, "code": "110152", "display": "Destination Role ID"}]}
-    agents.append({"type": destination, "who": {"display": "fhir-server"}, "requestor": False})
+    here = {"network": {"address": base, "type": "5"}} if base else {}
+    agents.append({"type": ours, "who": {"display": "fhir-server"}, "requestor": False, **here})
     return agents
 
 

@@ -39,8 +39,9 @@ class _Form:
 
 
 class Forms:
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, base: str = "") -> None:
         self._registry = registry
+        self._base = base
         self._version = -1
         self._custom = False
         self._forms: dict[tuple[str | int, ...], _Form] = {}
@@ -70,7 +71,7 @@ class Forms:
         return Stored(TYPE, id, 1, updated, raw, patients=patients, entries=entries)
 
     def _slowly(self, access: Access, id: str, updated: int) -> Stored:
-        resource = audit_event(access, id, updated)
+        resource = audit_event(access, id, updated, self._base)
         indexed = index(self._registry, resource)
         return Stored(TYPE, id, 1, updated, dump(resource), patients=indexed.patients, entries=indexed.entries)
 
@@ -138,7 +139,7 @@ class Forms:
             0, access.interaction, access.status, access.subject, access.client, access.user, access.address,
             purpose=access.purpose, token_id=access.token_id,
         )  # fmt: skip
-        event = audit_event(bare, "", 0)
+        event = audit_event(bare, "", 0, self._base)
         names = list(event)
         recorded = names.index("recorded")
         before = dump({name: event[name] for name in names[3:recorded]})[1:-1] + b',"recorded":'

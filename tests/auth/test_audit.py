@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from pymongo import AsyncMongoClient
 
@@ -321,11 +322,17 @@ def test_the_event_is_shaped_after_balp() -> None:
         address="192.0.2.7", request_id="r1", resource_type="Observation", id="o1", version=2, patients=("p1",),
         query="Observation?code=x", purpose="unconscious patient", token_id="j",
     )  # fmt: skip
-    event = audit_event(access, "e1", 1_767_323_046_000)
+    event = audit_event(access, "e1", 1_767_323_046_000, "http://example.org/fhir")
     assert event["recorded"] == "2026-01-02T03:04:05.123Z"
     assert (event["action"], event["outcome"], event["subtype"][0]["code"]) == ("R", "4", "vread")
     assert [agent["requestor"] for agent in event["agent"]] == [True, False, False]
     assert event["agent"][1]["network"] == {"address": "192.0.2.7", "type": "2"}
+    assert event["agent"][2]["network"] == {"address": "http://example.org/fhir", "type": "5"}
+    roles = [agent["type"]["coding"][0]["code"] for agent in event["agent"]]
+    assert roles == ["IRCP", "110152", "110153"], "of a read the client is the destination"
+    for other in ("search-type", "create", "update", "patch", "delete"):
+        agents = audit_event(msgspec.structs.replace(access, interaction=other), "e1", 0)["agent"]
+        assert [agent["type"]["coding"][0]["code"] for agent in agents] == ["IRCP", "110153", "110152"]
     assert event["purposeOfEvent"][0]["coding"][0]["code"] == "BTG"
     references = [entity["what"]["reference"] for entity in event["entity"] if "reference" in entity.get("what", {})]
     assert references == ["Observation/o1/_history/2", "Patient/p1"]

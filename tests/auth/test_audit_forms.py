@@ -19,6 +19,7 @@ from fhir_server.search.index import index
 from fhir_server.search.registry import Registry, standard
 from fhir_server.store.protocol import Stored
 
+BASE = "http://example.org/fhir"
 TEXT = st.text(max_size=12) | st.sampled_from(["", "ann", "王小明", "Müller-Lüdenscheidt", 'a"b\\c', "x" * 300])
 ID = st.sampled_from(["p1", "p2", "00000000-0000-4000-8000-000000000000", "a.b-c"])
 ACCESS = st.builds(
@@ -45,7 +46,7 @@ ACCESS = st.builds(
 
 
 def same(forms: Forms, registry: Registry, access: Access) -> None:
-    resource = audit_event(access, "e1", 1_767_323_045_123)
+    resource = audit_event(access, "e1", 1_767_323_045_123, BASE)
     indexed = index(registry, resource)
     stored = forms.stored(access, "e1", 1_767_323_045_123)
     assert stored.raw == dump(resource)
@@ -58,7 +59,7 @@ def same(forms: Forms, registry: Registry, access: Access) -> None:
 @example([Access(1, "search-type", 200, query=" ".join(f"w{n}" for n in range(9_000)))])
 def test_both_ways_agree(accesses: list[Access]) -> None:
     registry = standard()
-    forms = Forms(registry)
+    forms = Forms(registry, BASE)
     for access in [*accesses, *accesses]:  # a form that is new, and one that is remembered
         same(forms, registry, access)
 
@@ -73,7 +74,7 @@ CUSTOM: dict[str, Any] = {
 @pytest.mark.parametrize("first", [True, False])
 def test_a_custom_parameter_is_not_forgotten(first: bool) -> None:
     registry = Registry.standard()
-    forms = Forms(registry)
+    forms = Forms(registry, BASE)
     access = Access(1, "read", 200, subject="a", client="b", request_id="r1", resource_type="Patient", id="p1")
     if not first:
         same(forms, registry, access)
