@@ -12,7 +12,6 @@ from typing import Any
 from fhir_server.auth.authority import Authority
 from fhir_server.auth.clients import check_redirect_uri
 from fhir_server.auth.oauth import OAuthError, new_secret
-from fhir_server.auth.principal import ROLES
 from fhir_server.auth.scopes import LAUNCH_SCOPES, Scope, split
 from fhir_server.cli import authority as place
 from fhir_server.errors import BadRequest
@@ -32,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     way.add_argument("--public", action="store_true", help="an app that can keep no secret: PKCE alone")
     way.add_argument("--jwks", type=Path, help="a file with its public keys (private_key_jwt)")
     way.add_argument("--jwks-uri", default="", help="where it publishes them")
-    add.add_argument("--role", choices=sorted(ROLES), help="of a service: administrator may search the audit")
+    add.add_argument("--role", choices=["administrator"], help="of a service: administrator may search the audit")
     add.add_argument("--clearance", choices=["N", "R", "V"], default="N", help="highest label a service may see")
     add.add_argument("--introspects", action="store_true", help="may introspect the tokens of other clients")
     place.configure(add)
@@ -53,6 +52,9 @@ async def _add(authority: Authority, args: argparse.Namespace) -> int:
         raise BadRequest("An app with users needs --redirect-uri; a service without users is --backend")
     if args.backend and kind == "public":
         raise BadRequest("A service without users cannot be public: it has nothing to prove who it is")
+    scopes = _scopes(args.scope)
+    if args.backend and not any(scope.startswith("system/") for scope in scopes):
+        raise BadRequest("A service without users needs system/ scopes, such as system/Observation.rs")
     try:
         for uri in args.redirect_uri:
             check_redirect_uri(uri)
@@ -71,7 +73,7 @@ async def _add(authority: Authority, args: argparse.Namespace) -> int:
         jwks_uri=args.jwks_uri,
         redirect_uris=tuple(args.redirect_uri),
         grant_types=("client_credentials",) if args.backend else ("authorization_code", "refresh_token"),
-        scopes=tuple(_scopes(args.scope)),
+        scopes=tuple(scopes),
         roles=frozenset({args.role} if args.role else ()),
         clearance=args.clearance,
         launch_uri=args.launch_uri,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +14,10 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
-from fhir_server.errors import FhirError
+from fhir_server.errors import FhirError, Unavailable
 from fhir_server.store.embedded import USER, EmbeddedMongo, _is_mongod_on
+
+START_SECONDS = 20.0
 
 
 def running(data_dir: Path) -> str:
@@ -49,15 +53,38 @@ def database_url(mongo_url: str, data_dir: Path, *, cache_mb: int = 256) -> Iter
     """Blocking. Raises Unavailable if the directory is taken, FhirError if the database cannot be found."""
     if mongo_url:
         reach(mongo_url)
-    url = mongo_url or running(data_dir)
-    if url:
+        yield mongo_url
+        return
+    if running(data_dir) and (url := _answering(data_dir)):
         yield url
         return
     mongo = EmbeddedMongo(data_dir, cache_mb=cache_mb)
     try:
-        yield mongo.start()
+        try:
+            url = mongo.start()
+        except Unavailable:  # a server that has just been started holds the directory before its database answers
+            url = _answering(data_dir)
+            if not url:
+                raise
+        yield url
     finally:
         mongo.stop()
+
+
+def _answering(data_dir: Path) -> str:
+    """The URL of the server's mongod on this directory once it takes writes; "" if none does within START_SECONDS."""
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if url := running(data_dir):
+            with (
+                contextlib.suppress(PyMongoError),
+                MongoClient[dict[str, object]](url, serverSelectionTimeoutMS=500) as client,
+            ):
+                if client.admin.command("hello").get("isWritablePrimary"):
+                    client.admin.command("ping")  # with its user, who may not be there yet
+                    return url
+        time.sleep(0.2)
+    return ""
 
 
 def connect(url: str, database: str) -> AsyncDatabase[dict[str, object]]:

@@ -121,6 +121,7 @@ def test_keys_from_a_file_are_public_only(served: str, data: Path, tmp_path: Pat
         (("X", "--scope", "sytem/*.rs", "--backend"), "not a SMART"),
         (("X", "--scope", "patient/*.rs", "--public", "--redirect-uri", "http://evil.example/"), "https"),
         (("X", "--scope", "system/*.rs", "--backend", "--public"), "cannot be public"),
+        (("X", "--scope", "patient/*.rs", "--backend"), "needs system/ scopes"),
     ],
 )
 def test_what_a_client_cannot_be(
@@ -128,6 +129,28 @@ def test_what_a_client_cannot_be(
 ) -> None:
     assert main(["client", "add", *words, "--data-dir", str(data)]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_service_is_limited_by_its_scopes_and_not_by_a_users_role(data: Path) -> None:
+    """A lab's role would have let it read everything its scopes do."""
+    refused = call("client", "add", "X", "--backend", "--role", "lab", "--scope", "system/*.cruds", "--data-dir", data)
+    assert refused.returncode == 2
+    assert "invalid choice: 'lab'" in refused.stderr
+
+
+def test_a_command_waits_for_the_database_of_a_server_just_started(tmp_path: Path) -> None:
+    """`fhir-server serve &`, and the next line of the guide."""
+    server = Process("serve", "--port", "0", "--data-dir", tmp_path)
+    try:
+        while not (tmp_path / "lock").exists():
+            assert server.process.poll() is None
+            time.sleep(0.01)
+        assert not any(line.startswith("ready") for line in server.lines)
+        added = call("user", "add", "ann", "--role", "patient", "--fhir-user", "Patient/p1", "--data-dir", tmp_path)
+        assert added.returncode == 0, added.stderr
+        assert server.base
+    finally:
+        server.stop()
 
 
 def test_users_are_added_and_disabled(served: str, data: Path) -> None:
