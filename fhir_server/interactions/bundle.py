@@ -67,7 +67,10 @@ async def _batch(server: Server, context: Context, raw: list[object], dispatch: 
     async def one(index: int, item: object) -> Answer:
         async with gate:
             try:
-                return await dispatch(server, context, entry_of(index, item, context).call)
+                call = entry_of(index, item, context).call
+                if call.method == "PATCH" and call.resource is not None and patch_document.is_wrapped(call.resource):
+                    call.document = patch_document.unwrapped(call.resource)
+                return await dispatch(server, context, call)
             except FhirError as error:
                 return Answer(error.status, issues=error.issues, headers=error.headers)
 

@@ -7,8 +7,6 @@ import binascii
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from fhir_server.errors import BadRequest, Malformed, UnsupportedMediaType
 from fhir_server.interactions.patch import apply_fhirpath_patch, apply_json_patch
 from fhir_server.model.resource import Resource, load_any
@@ -35,11 +33,18 @@ def fhirpath_patch(parameters: Resource | None) -> Change:
 
 def from_entry(resource: dict[str, Any]) -> Change:
     """In a bundle a JSON Patch travels as a Binary, a FHIRPath Patch as its Parameters."""
-    if resource.get("resourceType") != "Binary":
-        return fhirpath_patch(resource)
+    return json_patch(unwrapped(resource)) if is_wrapped(resource) else fhirpath_patch(resource)
+
+
+def is_wrapped(resource: Resource) -> bool:
+    return resource.get("resourceType") == "Binary"
+
+
+def unwrapped(resource: Resource) -> bytes:
+    """The JSON Patch in a Binary."""
     if resource.get("contentType") != JSON_PATCH:
         raise UnsupportedMediaType(f"A patch in a Binary must be of contentType {JSON_PATCH}")
     try:
-        return json_patch(base64.b64decode(str(resource.get("data", "")), validate=True))
-    except (binascii.Error, msgspec.DecodeError):
+        return base64.b64decode(str(resource.get("data", "")), validate=True)
+    except binascii.Error:
         raise Malformed("Binary.data of the patch is not base64") from None

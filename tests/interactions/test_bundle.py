@@ -212,13 +212,18 @@ async def test_a_batch_answers_each_entry_for_itself(client: httpx.AsyncClient) 
     assert entries[3]["resource"]["type"] == "searchset"
 
 
-async def test_patches_in_a_transaction(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("kind", ["batch", "transaction"])
+async def test_a_json_patch_in_a_bundle_is_a_binary(client: httpx.AsyncClient, kind: str) -> None:
     await client.put("Patient/pt", json=patient("pt", id="pt"))
     operations = base64.b64encode(json.dumps([{"op": "add", "path": "/active", "value": True}]).encode()).decode()
     binary = {"resourceType": "Binary", "contentType": "application/json-patch+json", "data": operations}
-    response = await client.post("", json=bundle("transaction", entry("PATCH", "Patient/pt", binary)))
+    response = await client.post("", json=bundle(kind, entry("PATCH", "Patient/pt", binary)))
     assert statuses(response) == ["200"]
     assert (await client.get("Patient/pt")).json()["active"] is True
+    unfit = {**binary, "contentType": "application/json"}, {**binary, "data": "="}
+    answers = [await client.post("", json=bundle(kind, entry("PATCH", "Patient/pt", one))) for one in unfit]
+    said = [statuses(one)[0] if kind == "batch" else str(one.status_code) for one in answers]
+    assert said == ["415", "400"]
 
 
 async def test_prefer_return_decides_what_the_entries_carry(client: httpx.AsyncClient) -> None:
