@@ -127,7 +127,10 @@ def _check_request(server: Server, context: Context, entry: Entry) -> None:
     if len(call.path) not in levels or any(part.startswith("$") for part in call.path):
         raise BadRequest(f"{call.method} {'/'.join(call.path)} cannot be part of a transaction")
     resource_type = write.check_type(call.path[0])
-    server.policy.may(context.principal, INTERACTION[call.method], resource_type)
+    interaction = INTERACTION[call.method]
+    if len(call.path) == 1 and (call.method != "POST" or call.header("if-none-exist") is not None):
+        interaction = f"conditional-{interaction}"
+    server.policy.may(context.principal, interaction, resource_type)
     if call.method in ("POST", "PUT"):
         write.check_body(call.resource, resource_type)
     if len(call.path) == 2:

@@ -155,9 +155,9 @@ async def parsed(
 
 
 async def _bundle(server: Server, context: Context, query: Query, path: str) -> bytes:
+    query = _allowed_types(server, context, query)
     if query.explain and not (context.principal.everything or "administrator" in context.principal.roles):
         raise Forbidden("_explain shows how data is kept; it is for administrators")
-    query = _allowed_types(server, context, query)
     found = await run(server, context, query)
     return page.bundle(found, query, base=context.base, path=path)
 
