@@ -26,9 +26,8 @@ _BALP = "https://profiles.ihe.net/ITI/BALP/CodeSystem/BasicAuditEntityType"
 SOURCE = {"coding": [{"system": _DCM, "code": "110153", "display": "Source Role ID"}]}
 DESTINATION = {"coding": [{"system": _DCM, "code": "110152", "display": "Destination Role ID"}]}
 ACTIONS = {"c": "C", "r": "R", "v": "R", "h": "R", "u": "U", "p": "U", "d": "D"}
-LONGEST_QUERY = (
-    65_536  # characters; what a URL can hold. A form may have a thousand times that, and no document holds it
-)
+# Characters: what a URL can hold. A form may have a thousand times that, and no document holds it.
+LONGEST_QUERY = 65_536
 MOST_PATIENTS = 1_000  # of one event; a Group may have a hundred thousand members, and names them itself
 LOGINS = {"login": ("110122", "Login"), "logout": ("110123", "Logout")}
 
