@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -97,6 +98,13 @@ class Settings:
                 values[item.name] = _parse(variable, text, item.type)
         values.update({name: value for name, value in given.items() if value is not None})
         return cls(**values)
+
+
+def misspelt(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables that are no setting, but nearly one → which. Others that begin with FHIR_ may be anybody's."""
+    known = ["FHIR_" + item.name.upper() for item in fields(Settings)]
+    unknown = (name for name in environment if name.startswith("FHIR_") and name not in known)
+    return {name: near[0] for name in unknown if (near := difflib.get_close_matches(name, known, 1, 0.85))}
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fhir_server.errors import FhirError
+from fhir_server.settings import misspelt
 
 # name → (module, what it does). docs/cli.md describes each; a test compares.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = next((word for word in words if not word.startswith("-")), "")
     try:
         args = _parser(chosen).parse_args(words)
+        for name, meant in misspelt().items():
+            print(f"fhir-server: {name} is no setting and is ignored; is {meant} meant?", file=sys.stderr)
         module = importlib.import_module(COMMANDS[args.command][0])
         return int(module.run(args))
     except FhirError as error:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from fhir_server.auth.grants import challenge_of
-from fhir_server.http.smart.words import KINDS, WORDS, in_words
+from fhir_server.http.smart.words import KINDS, WORDS, in_words, language
 from fhir_server.model.definitions import RESOURCE_TYPES
 from tests.auth.conftest import PASSWORD, REDIRECT, Browser, Site
 
@@ -155,3 +155,14 @@ def test_scopes_are_told_in_words_of_one_language() -> None:
     assert in_words("patient/VisionPrescription.r", "en") == "read this patient's VisionPrescription"
     assert all(WORDS["zh"].keys() == words.keys() for words in WORDS.values())
     assert KINDS.keys() <= RESOURCE_TYPES
+
+
+@pytest.mark.parametrize(
+    ("accepted", "chosen"),
+    [
+        ("", "en"), ("zh", "zh"), ("fr zh-Hans en", "zh"), ("en-GB,zh;q=0.9", "en"), ("en;q=0.1, zh;q=0.9", "zh"),
+        ("zh ; q=0.2 , en;q=0.7", "en"), ("zh;q=0", "en"), ("fr-CA", "en"), ("*", "en"), ("ZH-CN", "zh"), ("q=1;zh;;", "en"),
+    ],
+)  # fmt: skip
+def test_the_language_that_weighs_most(accepted: str, chosen: str) -> None:
+    assert language(accepted) == chosen

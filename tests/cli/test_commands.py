@@ -63,3 +63,9 @@ def test_the_demo_loads_once_and_keeps_its_data(start: Start, tmp_path: Path) ->
 def shell(line: str) -> subprocess.CompletedProcess[str]:
     """As a person pastes it."""
     return subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+
+
+def test_a_misspelt_variable_is_named() -> None:
+    found = call("version", FHIR_PRT="90", FHIR_WORKERS="2", FHIR_SOMETHING_ELSE="x")
+    assert found.returncode == 0
+    assert found.stderr.splitlines() == ["fhir-server: FHIR_PRT is no setting and is ignored; is FHIR_PORT meant?"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from fhir_server.auth.authorization import described
@@ -171,17 +172,21 @@ PROBLEMS: Final[dict[str, str]] = {
 }
 
 
+_WEIGHED = re.compile(r"([a-z][a-z0-9-]*)(?:\s*;\s*q=([01](?:\.[0-9]{0,3})?))?(?=[\s,]|$)")
+
+
 def told(problem: str, lang: str) -> str:
     return PROBLEMS.get(problem, problem) if lang == "zh" else problem
 
 
 def language(accepted: str) -> str:
-    """`zh` or `en`, from ui_locales or Accept-Language: the first of the two that is named wins."""
-    for part in accepted.replace(" ", ",").split(","):
-        start = part.strip().lower()[:2]
-        if start in WORDS:
-            return start
-    return "en"
+    """`zh` or `en`, from ui_locales (the first named) or Accept-Language (the greatest weight, RFC 9110 12.5.4)."""
+    chosen, most = "en", 0.0
+    for tag, weight in _WEIGHED.findall(accepted.lower()):
+        start, weighs = tag[:2], float(weight or 1)
+        if start in WORDS and weighs > most:
+            chosen, most = start, weighs
+    return chosen
 
 
 def in_words(scope: str, lang: str) -> str:
