@@ -161,7 +161,10 @@ class Clients:
 
 def check_redirect_uri(uri: str) -> None:
     """What may be registered. Raises OAuthError. https://www.rfc-editor.org/rfc/rfc9700#section-2.1"""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        raise OAuthError("invalid_redirect_uri", f"{uri!r} is not a URL") from None
     local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     custom = "." in parts.scheme and not parts.netloc  # an app's own scheme, com.example.app:/back
     secure = parts.scheme == "https" and bool(parts.hostname)

@@ -120,6 +120,7 @@ def test_keys_from_a_file_are_public_only(served: str, data: Path, tmp_path: Pat
         (("X", "--scope", "system/*.rs"), "--redirect-uri"),
         (("X", "--scope", "sytem/*.rs", "--backend"), "not a SMART"),
         (("X", "--scope", "patient/*.rs", "--public", "--redirect-uri", "http://evil.example/"), "https"),
+        (("X", "--scope", "patient/*.rs", "--public", "--redirect-uri", "https://[evil.example/"), "not a URL"),
         (("X", "--scope", "system/*.rs", "--backend", "--public"), "cannot be public"),
         (("X", "--scope", "patient/*.rs", "--backend"), "needs system/ scopes"),
     ],

@@ -550,6 +550,7 @@ async def test_an_app_registers_itself_where_that_is_allowed(
             ({"redirect_uris": ["http://evil.example/"]}, "invalid_redirect_uri"),
             ({"redirect_uris": ["https://a.example/#x"]}, "invalid_redirect_uri"),
             ({"redirect_uris": ["javascript:alert(1)"]}, "invalid_redirect_uri"),
+            ({"redirect_uris": ["https://[a.example/"]}, "invalid_redirect_uri"),
             ({"redirect_uris": [REDIRECT], "token_endpoint_auth_method": "tls"}, "invalid_client_metadata"),
             ({"redirect_uris": [REDIRECT], "token_endpoint_auth_method": "private_key_jwt"}, "invalid_client_metadata"),
         ):
