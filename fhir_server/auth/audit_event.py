@@ -90,7 +90,7 @@ def framed(subject: str, client: str, user: str, address: str, purpose: str, tok
 
 
 def audit_event(access: Access, id: str, updated: int, base: str = "") -> dict[str, Any]:
-    """The resource. `base` is the server's URL, `recorded` is when it happened, `meta.lastUpdated` (ms) when it was taken
+    """The resource. `base` is the server's URL, `recorded` when it happened, `meta.lastUpdated` (ms) when it was taken
     over from the journal.
     """
     kind, _, name = access.interaction.partition(":")

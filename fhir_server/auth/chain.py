@@ -67,6 +67,9 @@ async def verify(log: AuditLog, key: bytes, expected: tuple[int, str] | None = N
         return Verdict(checked, head, f"the chain ends at {last.number}, but its head is {head.number}")
     if not met:
         return Verdict(checked, head, "the head that was noted is not part of the chain: newer events were cut off")
+    count, id = await log.strays()
+    if count:
+        return Verdict(checked, head, f"{count} events were not written by this server (AuditEvent/{id})")
     return Verdict(checked, head)
 
 

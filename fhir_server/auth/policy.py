@@ -24,7 +24,8 @@ Narrower views: `system/` scopes see every patient; `user/` scopes what the user
 patients, oneself, one's proxies); `patient/` scopes the launch patient and only while the user may see that one.
 Types that are nobody's record (SHARED) can be read by all of them, and written only by those who are not limited to
 some patients. What has no patient and is not such a type is invisible to whoever is limited. AuditEvent is for
-administrators. Labels R and V (`meta.security`) need the clearance; a patient's Consent can take that patient out.
+administrators, to be read and searched.
+Labels R and V (`meta.security`) need the clearance; a patient's Consent can take that patient out.
 
 Differs from the R4 patient compartment: what is about a patient, but left out of it, is in the record, too
 (search/records.py); a Group, or a Bundle that is stored, is not shown to whoever is limited, because it names other patients.
@@ -310,8 +311,8 @@ def _is_understood(scope: Scope, resource_type: str) -> bool:
 
 
 def _may_audit(principal: Principal, permission: str) -> bool:
-    """What is written down stays as it is, and administrators only search it."""
-    return permission == "c" or (permission in "rs" and "administrator" in principal.roles)
+    """Only the server writes it down, what is there stays as it is, and administrators only search it."""
+    return permission in "rs" and "administrator" in principal.roles
 
 
 def _reach(

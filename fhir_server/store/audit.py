@@ -141,6 +141,23 @@ class AuditLog:
                 yield Link(row["_id"], row["h"], row["e"], raw)
             after = rows[-1]["_id"]
 
+    async def strays(self) -> tuple[int, str]:
+        """How many AuditEvents are in no place of the chain; the id of one. Both sides are seen at one moment."""
+        async with self._client.start_session(snapshot=True) as session:
+            kept = await self._events.count_documents({d.DELETED: {"$exists": False}}, session=session)
+            chained = await self._chain.count_documents({}, session=session)
+            if kept == chained:
+                return 0, ""
+            rows = self._chain.find({}, {"e": 1}, sort=[("e", 1)], allow_disk_use=True, session=session)
+            events = self._events.find({d.DELETED: {"$exists": False}}, {"_id": 1}, sort=[("_id", 1)], session=session)
+            strays, first, place = 0, "", await anext(rows, None)
+            async for event in events:
+                while place is not None and place["e"] < event["_id"]:
+                    place = await anext(rows, None)
+                if place is None or place["e"] != event["_id"]:
+                    strays, first = strays + 1, first or event["_id"]
+            return strays, first
+
     async def older_than(self, updated: int, limit: int) -> list[Link]:
         """The oldest of the chain, as long as they were taken over before that moment (ms)."""
         start = (await self.start()).number

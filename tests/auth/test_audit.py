@@ -94,6 +94,18 @@ async def test_tampering_shows(log: AuditLog, tmp_path: Path) -> None:
     assert "changed" in await problem()
     await events.replace_one({"_id": victim["_id"]}, victim)
     assert await problem() == ""
+    for id in ("0-forged", "f-forged"):
+        await events.insert_one({**victim, "_id": id})
+    assert "2 events were not written by this server (AuditEvent/0-forged)" in await problem()
+    await events.delete_many({"_id": {"$in": ["0-forged", "f-forged"]}})
+    assert await problem() == ""
+    first, second = links[7:9]
+    for one, other in ((first, second), (second, first)):
+        await chain.update_one({"_id": one.number}, {"$set": {"e": other.id}})
+    assert "event 8" in await problem(), "two that changed places"
+    for one in (first, second):
+        await chain.update_one({"_id": one.number}, {"$set": {"e": one.id}})
+    assert await problem() == ""
     row = await chain.find_one({"_id": 5})
     assert row is not None
     await chain.delete_one({"_id": 5})
@@ -105,6 +117,8 @@ async def test_tampering_shows(log: AuditLog, tmp_path: Path) -> None:
     await chain.delete_many({"_id": {"$gt": 15}})
     assert "ends at 15" in await problem()
     await state.update_one({"_id": "head"}, {"$set": {"n": 15, "h": links[14].seal}})
+    assert "5 events were not written" in await problem(), "cut off together with the head, the events left"
+    await events.delete_many({"_id": {"$in": [link.id for link in links[15:]]}})
     assert await problem() == "", "cut off together with the head: not seen …"
     assert "cut off" in await problem((noted.number, noted.seal)), "… but against a head that was noted"
     await chain.delete_many({"_id": {"$lte": 3}})
@@ -390,9 +404,14 @@ async def test_accesses_are_audited_and_administrators_search_them(secured: Secu
         ("batch", "0"), ("read", "0"), ("read", "4"),
     ]  # fmt: skip
     id = everything["entry"][0]["resource"]["id"]
-    for method in ("PUT", "DELETE"):
-        body = everything["entry"][0]["resource"] if method == "PUT" else None
-        assert (await http.request(method, f"AuditEvent/{id}", json=body, headers=admin)).status_code == 403
+    body = everything["entry"][0]["resource"]
+    for method, url in (("PUT", f"AuditEvent/{id}"), ("DELETE", f"AuditEvent/{id}"), ("POST", "AuditEvent"),
+                        ("PUT", "AuditEvent?type=rest"), ("DELETE", "AuditEvent?type=rest")):  # fmt: skip
+        sent = None if method == "DELETE" else body
+        assert (await http.request(method, url, json=sent, headers=admin)).status_code == 403, url
+        entry = {"request": {"method": method, "url": url}} | ({"resource": sent} if sent else {})
+        bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
+        assert (await http.post("", json=bundle, headers=admin)).status_code == 403, url
     verdict = await verify(secured.server.rooms["audit"]._log, chain_key(secured.authority.secret))
     assert verdict.problem == ""
 
