@@ -103,7 +103,7 @@ def audit_event(access: Access, id: str, updated: int, base: str = "") -> dict[s
         "subtype": [
             {"system": _DCM, "code": login[0], "display": login[1]} if login else {"system": _REST, "code": kind}
         ],
-        "action": "E" if kind in ("search", "operation", *LOGINS) else ACTIONS.get(kind[:1], "E"),
+        "action": ACTIONS.get(kind[:1], "E"),
         "recorded": instant(datetime.fromtimestamp(access.when / 1000, UTC)),
         "outcome": "0" if access.status < 400 else "4" if access.status < 500 else "8",
     }

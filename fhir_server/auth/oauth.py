@@ -12,12 +12,11 @@ from typing import Any, TypeGuard
 
 
 class OAuthError(Exception):
-    def __init__(self, error: str, description: str, status: int = 400, *, retry_after: int = 0) -> None:
+    def __init__(self, error: str, description: str, status: int = 400) -> None:
         super().__init__(description)
         self.error = error
         self.description = description
         self.status = status
-        self.retry_after = retry_after
 
     def as_json(self) -> dict[str, str]:
         return {"error": self.error, "error_description": self.description}

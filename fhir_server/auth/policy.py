@@ -6,8 +6,8 @@ How to ask, in this order, and for every entry of a bundle as for a request of i
    Forbidden (no scope for it), and decides from the token alone: its answer never depends on what is stored, so
    a 403 says nothing about what exists.
 2. Searches: `policy.restrict(principal)` is the `Restrict` that `search` puts inside the filter of *every* find (main,
-   chain, `_has`, include, revinclude, count), each find with its own type. `policy.compartments(…)` is the coarse
-   patient set for `store.history`.
+   chain, `_has`, include, revinclude, count), each find with its own type; a history takes from it whose versions are looked
+   at.
 3. A loaded version is shown only if `policy.sees(principal, interaction, stored)`. If not, answer exactly as if it had
    never existed: the same NotFound, headers and body. History and vread judge each version by its own compartments.
 4. Writes judge both sides: the version they replace by `policy.sees(principal, "update"…, previous)` (if not: to this
@@ -158,15 +158,6 @@ class Policy:
             return Restriction(tuple(replace(one, parameters=(*one.parameters, *hidden)) for one in alternatives))
 
         return restriction
-
-    def compartments(self, principal: Principal, interaction: str, resource_type: str) -> frozenset[str] | None:
-        """Whose compartments may hold what is visible; None: anybody's, or none is needed. Too wide, never too narrow."""
-        patients: set[str] = set()
-        for one in self.restrict(principal, interaction)(resource_type).alternatives:
-            if one.patients is None:
-                return None
-            patients |= one.patients
-        return frozenset(patients)
 
     def sees(self, principal: Principal, interaction: str, stored: Stored) -> bool:
         """Whether this version exists as far as this principal and interaction are concerned."""

@@ -56,10 +56,5 @@ class Principal:
         """A request without a token: everything is refused with 401."""
         return cls()
 
-    @property
-    def reference(self) -> str:
-        """For AuditEvent.agent and Provenance: the user's FHIR reference, otherwise the client."""
-        return self.fhir_user or self.subject or self.client_id
-
     def breaking_glass(self, purpose: str) -> Principal:
         return replace(self, purpose=purpose, clearance="V", excluded=frozenset())
