@@ -132,7 +132,9 @@ async def delete(
             raise MultipleMatches(
                 f"More than {DELETE_AT_MOST} {resource_type} match {_text(criteria)}; narrow the criteria. Nothing was deleted"
             )
-        puts = [put for one in found if (put := write.prepare_delete(server, context, one)) is not None]
+        # What a search shows may be more than what may be deleted; the rest is as if it were not there.
+        fitting = [await write.see(server, context, "delete", one) for one in found]
+        puts = [put for one in fitting if (put := write.prepare_delete(server, context, one)) is not None]
         try:
             if puts:
                 await write.commit(server, puts)

@@ -234,3 +234,95 @@ async def test_an_id_cannot_be_chosen_by_who_is_limited(clinic: Secured) -> None
             answer = await bundled(clinic, kind, headers, entry)
             status = answer.json()["entry"][0]["response"]["status"] if kind == "batch" else str(answer.status_code)
             assert status.startswith("403"), (url, kind, answer.text)
+
+
+async def test_an_operation_gathers_only_ones_own(clinic: Secured) -> None:
+    """Figures, latest results, records and labels in use: of what is hidden nothing, not even a number."""
+    headers = await clinic.token("patient/*.cruds", user="ann", patient="p1")
+    everything = await clinic.token("system/*.cruds", client="service")
+    stats = "Observation/$stats?subject=Patient/p1&coding=urn:c|c&statistic=total-count&include=true"
+    for id, patient, more in (("s-mine", "p1", {}), ("s-labelled", "p1", {"meta": LABEL}), ("s-other", "p2", {})):
+        body = {**observation(id, patient, **more), "code": {"coding": [{"system": "urn:c", "code": "c"}]}}
+        assert (await clinic.http.put(f"Observation/{id}", json=body, headers=everything)).is_success
+    for url in (stats, "Observation/$lastn?patient=p1&max=9&code=urn:c|c", "Patient/p1/$everything"):
+        for who, ids in ((headers, {"s-mine"}), (everything, {"s-mine", "s-labelled"})):
+            answer = await clinic.http.get(url, headers=who)
+            assert answer.status_code == 200, answer.text
+            assert {id for id in ("s-mine", "s-labelled", "s-other") if f'"{id}"' in answer.text} == ids, url
+    figures = (await clinic.http.get(stats, headers=headers)).json()["parameter"][0]["resource"]
+    assert figures["component"][0]["valueQuantity"]["value"] == 1
+    told = []
+    for id in ("p2", NEVER):
+        urls = (stats.replace("p1", id), f"Observation/$lastn?patient={id}", f"Patient/{id}/$everything")
+        answers = [await clinic.http.get(url, headers=headers) for url in urls]
+        told.append([(one.status_code, one.text.replace(id, "ID")) for one in answers])
+    assert told[0] == told[1]
+    for url in ("Observation/$meta", "$meta"):
+        assert '"R"' not in (await clinic.http.get(url, headers=headers)).text
+        assert '"R"' in (await clinic.http.get(url, headers=everything)).text
+
+
+async def test_each_letter_is_narrowed_by_itself(clinic: Secured) -> None:
+    """What may be read is not there for a change that is narrowed to something else."""
+    everything = await clinic.token("system/*.cruds", client="service")
+    before = (await clinic.http.get("Observation/mine", headers=everything)).content
+    headers = await clinic.token("user/Observation.rs user/Observation.ud?identifier=urn:x|other", user="doc")
+    assert (await clinic.http.get("Observation/mine", headers=headers)).status_code == 200
+    for method, status in (("PUT", 403), ("PATCH", 404), ("DELETE", 204)):
+        sent = body_of(method, "mine")
+        answer = await clinic.http.request(
+            method, "Observation/mine", **{**sent, "headers": {**headers, **sent.get("headers", {})}}
+        )
+        assert answer.status_code == status, (method, answer.text)
+        answer = await bundled(clinic, "transaction", headers, entry_of(method, "Observation/mine", "mine"))
+        assert answer.status_code == (status if status != 204 else 200), (method, answer.text)
+        assert (await clinic.http.get("Observation/mine", headers=everything)).content == before, method
+
+
+@pytest.mark.parametrize(
+    "scopes", ["user/Observation.rs user/Observation.d?identifier=urn:x|other", "user/*.rs patient/*.d"]
+)
+async def test_a_deletion_by_criteria_ends_only_what_may_be_deleted(clinic: Secured, scopes: str) -> None:
+    """One that takes several, too: what they find may be more, by another scope."""
+    everything = await clinic.token("system/*.cruds", client="service")
+    before = (await clinic.http.get("Observation/mine", headers=everything)).content
+    headers = await clinic.token(scopes, user="doc", patient="p2")
+    url = BY_IDENTIFIER.format(id="mine")
+    for one in (url, f"{url}&_multiple=true"):
+        assert (await clinic.http.delete(one, headers=headers)).status_code == 204
+        answer = await bundled(clinic, "batch", headers, entry_of("DELETE", one, "mine"))
+        assert answer.status_code == 200
+        assert (await clinic.http.get("Observation/mine", headers=everything)).content == before, one
+
+
+async def test_a_deletion_stays_in_the_record_of_what_it_ended(clinic: Secured) -> None:
+    everything = await clinic.token("system/*.cruds", client="service")
+    for id, patient in (("ended", "p1"), ("ended-other", "p2")):
+        assert (
+            await clinic.http.put(f"Observation/{id}", json=observation(id, patient), headers=everything)
+        ).is_success
+        assert (await clinic.http.delete(f"Observation/{id}", headers=everything)).status_code == 204
+    headers = await clinic.token("patient/*.cruds", user="ann", patient="p1")
+    for url in ("Observation/{id}", "Observation/{id}/_history/2"):
+        assert (await clinic.http.get(url.format(id="ended"), headers=headers)).status_code == 410
+        assert (await clinic.http.get(url.format(id="ended-other"), headers=headers)).status_code == 404
+    history = (await clinic.http.get("Observation/ended/_history", headers=headers)).json()
+    assert [entry["request"]["method"] for entry in history["entry"]] == ["DELETE", "POST"]
+
+
+async def test_an_earlier_version_is_judged_by_itself(clinic: Secured) -> None:
+    """It was another patient's, or labelled; that it is one's own now does not open it."""
+    everything = await clinic.token("system/*.cruds", client="service")
+    earlier: dict[str, tuple[str, dict[str, Any]]] = {"corrected": ("p2", {}), "cleared": ("p1", {"meta": LABEL})}
+    for id, (patient, more) in earlier.items():
+        for body in (observation(id, patient, note=[{"text": "once"}], **more), observation(id, "p1")):
+            assert (await clinic.http.put(f"Observation/{id}", json=body, headers=everything)).is_success
+    headers = await clinic.token("patient/*.cruds", user="ann", patient="p1")
+    for id in earlier:
+        assert (await clinic.http.get(f"Observation/{id}", headers=headers)).status_code == 200
+        assert (await clinic.http.get(f"Observation/{id}/_history/2", headers=headers)).status_code == 200
+        for version in (1, 9):
+            assert (await clinic.http.get(f"Observation/{id}/_history/{version}", headers=headers)).status_code == 404
+        for url in (f"Observation/{id}/_history", "Observation/_history", "_history"):
+            text = (await clinic.http.get(url, headers=headers)).text
+            assert f"Observation/{id}" in text and "once" not in text, url
