@@ -257,6 +257,7 @@ async def test_an_operation_gathers_only_ones_own(clinic: Secured) -> None:
         answers = [await clinic.http.get(url, headers=headers) for url in urls]
         told.append([(one.status_code, one.text.replace(id, "ID")) for one in answers])
     assert told[0] == told[1]
+    assert told[0][2][0] == 404
     for url in ("Observation/$meta", "$meta"):
         assert '"R"' not in (await clinic.http.get(url, headers=headers)).text
         assert '"R"' in (await clinic.http.get(url, headers=everything)).text
