@@ -251,7 +251,7 @@ class Policy:
 
     def _match(self, one: Alternative, stored: Stored) -> bool:
         """Whether a scope's narrowing lets the version through."""
-        if not stored.raw:
+        if stored.deleted or not stored.raw:  # of a deletion only labels are kept
             return False
         entries = stored.entries or index(self._registry, load(stored.raw)).entries
         return one.allows(stored.patients, entries)

@@ -130,6 +130,16 @@ def test_open_and_automation_see_everything(principal: Principal) -> None:
     assert POLICY.sees(principal, "read", stored_of({"of": ["p1"], "label": "V"}, "Condition"))
 
 
+def test_a_narrowed_scope_shows_no_deletion() -> None:
+    """Nothing is kept of it that could be narrowed, least of all what a narrowing excludes: no entries are not `:not`."""
+    label = dump({"meta": {"security": [{"system": CONFIDENTIALITY, "code": "R"}]}})
+    for raw in (b"", label):
+        tombstone = Stored("Observation", "x", 2, 0, raw, True, "delete", ("p1",))
+        for scopes, seen in (("system/Observation.rs", True), ("system/Observation.rs?category:not=survey", False)):
+            principal = principal_of({"scopes": scopes, "patients": "all", "clearance": "V"})
+            assert POLICY.sees(principal, "read", tombstone) is seen
+
+
 def test_a_condition_without_search_finds_nothing() -> None:
     """Otherwise If-None-Exist would tell a lab who is a patient here."""
     lab = principal_of({"scopes": "system/Patient.c", "patients": "all"})
