@@ -372,7 +372,9 @@ class Case:
     def readable(self, kind: str) -> bool:
         """Some scope says `r` for it, by a way that leads somewhere."""
         for context, of, letters, _ in self.token.scopes:
-            if of in ("*", kind) and "r" in letters and (context != "patient" or self.token.patient):
+            if of not in ("*", kind) or "r" not in letters or (context == "patient" and not self.token.patient):
+                continue
+            if kind != "Group" or (context != "patient" and self.token.reach is None):  # it names several
                 return True
         return False
 
