@@ -15,7 +15,7 @@ from fhir_server.auth.issuer import ExternalIssuer, Mapped
 from fhir_server.auth.keys import Keys, key_file
 from fhir_server.auth.limits import LoginLimit, RateLimit
 from fhir_server.auth.passwords import Passwords
-from fhir_server.auth.reach import Reach, Records
+from fhir_server.auth.reach import DECIDING, Reach, Records
 from fhir_server.auth.remote_keys import RemoteKeys
 from fhir_server.auth.tokens import Tokens
 from fhir_server.errors import FhirError
@@ -66,7 +66,7 @@ class Authority:
 
     def committed(self, events: list[Event]) -> None:
         """For `Server.committed`: who may see whom may just have changed."""
-        if any(event.resource_type in ("CareTeam", "Consent", "RelatedPerson") for event in events):
+        if any(event.resource_type in DECIDING for event in events):
             self.reach.forget()
             self.tokens.recheck()
 

@@ -13,17 +13,18 @@ showing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from fhir_server.errors import BadRequest
 from fhir_server.model.dates import interval
 from fhir_server.model.resource import load
-from fhir_server.search.types.reference import local
+from fhir_server.search.types.reference import local, type_of
 from fhir_server.store.protocol import Store, Stored
 
 FOLLOW_SECONDS = 2.0
 OVERLAP_MS = 30_000  # history is asked again for this long: writers' clocks differ, and long transactions end late
+PERSONS = frozenset({"Patient", "Practitioner", "RelatedPerson"})
 LIMITS = ("action", "securityLabel", "purpose", "class", "code", "data", "dataPeriod")
 
 
@@ -32,19 +33,27 @@ class Denials:
         self._store = store
         self._base = base
         self._now = now
-        self._denying: dict[str, tuple[tuple[str, ...], Any]] = {}  # consent id → its patients, its provision
+        # consent id → its patients, its provision, whether it names others than persons
+        self._denying: dict[str, tuple[tuple[str, ...], Any, bool]] = {}
         self._followed = -1.0
         self._since = 0
         self._lock = asyncio.Lock()
 
-    async def against(self, reference: str) -> frozenset[str]:
-        """The patients whose consent keeps this actor out; "" asks for an actor nobody names (a backend service)."""
+    async def against(
+        self, reference: str, also: Callable[[], Awaitable[frozenset[str]]] | None = None
+    ) -> frozenset[str]:
+        """The patients whose consent keeps this actor out; "" asks for an actor nobody names (a backend service).
+
+        `also`: what else names the actor (a role, an organization, a team), asked for only where a consent names such.
+        """
         await self._follow()
         now = self._now()
+        needed = also is not None and any(others for _, _, others in self._denying.values())
+        names = await also() if also is not None and needed else frozenset()
         return frozenset(
             patient
-            for patients, provision in self._denying.values()
-            if patients and verdict(provision, reference, now, base=self._base) == "deny"
+            for patients, provision, _ in self._denying.values()
+            if patients and verdict(provision, reference, now, base=self._base, also=names) == "deny"
             for patient in patients
         )
 
@@ -83,21 +92,31 @@ class Denials:
     def _take(self, stored: Stored) -> None:
         resource = {} if stored.deleted or b'"deny"' not in stored.raw else load(stored.raw)
         if resource.get("status") == "active":
-            self._denying[stored.id] = stored.patients, resource.get("provision")
+            provision = resource.get("provision")
+            others = any(type_of(actor) not in PERSONS for actor in _actors(provision))
+            self._denying[stored.id] = stored.patients, provision, others
         else:
             self._denying.pop(stored.id, None)
 
 
-def verdict(provision: Any, reference: str, now: float, *, base: str, named: bool = False) -> str:
-    """`permit`, `deny` or "" for this actor at this moment. `named`: only what names the actor counts."""
+def verdict(
+    provision: Any, reference: str, now: float, *, base: str, named: bool = False, also: frozenset[str] = frozenset()
+) -> str:
+    """`permit`, `deny` or "" for this actor at this moment. `named`: only what names the actor counts; `also`: other names."""
     if not isinstance(provision, Mapping) or not _within(provision, now):
         return ""
     kind = str(provision.get("type", ""))
     actors = [str((actor.get("reference") or {}).get("reference", "")) for actor in provision.get("actor") or ()]
-    is_named = any(_names(actor, reference, base) or (kind == "deny" and _ends(actor, reference)) for actor in actors)
+    is_named = any(
+        _names(actor, one, base) or (kind == "deny" and _ends(actor, one))
+        for actor in actors
+        for one in (reference, *also)
+    )
     if actors and not is_named:
         return ""
-    nested = {verdict(inner, reference, now, base=base, named=named) for inner in provision.get("provision") or ()}
+    nested = {
+        verdict(inner, reference, now, base=base, named=named, also=also) for inner in provision.get("provision") or ()
+    }
     for answer in ("deny", "permit"):
         if answer in nested:
             return answer
@@ -108,12 +127,16 @@ def verdict(provision: Any, reference: str, now: float, *, base: str, named: boo
 
 def names(provision: Any, reference: str) -> bool:
     """Whether this provision, or an exception to it, names the actor."""
-    if not isinstance(provision, Mapping):
-        return False
-    actors = [str((actor.get("reference") or {}).get("reference", "")) for actor in provision.get("actor") or ()]
-    return any(_ends(actor, reference) for actor in actors) or any(
-        names(inner, reference) for inner in provision.get("provision") or ()
-    )
+    return any(_ends(actor, reference) for actor in _actors(provision))
+
+
+def _actors(provision: Any) -> Iterator[str]:
+    """Whom this provision names, and the exceptions to it."""
+    if isinstance(provision, Mapping):
+        for actor in provision.get("actor") or ():
+            yield str((actor.get("reference") or {}).get("reference", ""))
+        for inner in provision.get("provision") or ():
+            yield from _actors(inner)
 
 
 def patient_of(reference: Any, base: str) -> str:

@@ -11,9 +11,13 @@ from typing import Any, Protocol
 
 from fhir_server.auth.consents import Denials, patient_of, verdict
 from fhir_server.auth.principal import Principal
+from fhir_server.search.types.reference import local
 from fhir_server.store.credentials import Client, User
 
 REMEMBERED_SECONDS = 2.0
+# What it is decided from who may see whom. Whoever breaks the glass writes none of it, and would go on seeing otherwise; nor
+# does a laboratory.
+DECIDING = frozenset({"CareTeam", "Consent", "Group", "PractitionerRole", "RelatedPerson"})
 NOBODY: frozenset[str] = frozenset()
 
 
@@ -69,7 +73,7 @@ class Reach:
         return await self._objecting("")
 
     def forget(self) -> None:
-        """A CareTeam, Consent or RelatedPerson was committed by this process."""
+        """One of DECIDING was committed by this process."""
         self._known.clear()
         if self._denials is not None:
             self._denials.forget()
@@ -95,7 +99,23 @@ class Reach:
         return await self._records.find(resource_type, *parameters) if self._records is not None else ()
 
     async def _objecting(self, reference: str) -> frozenset[str]:
-        return await self._denials.against(reference) if self._denials is not None else NOBODY
+        if self._denials is None:
+            return NOBODY
+        return await self._denials.against(reference, lambda: self._names_of(reference))
+
+    async def _names_of(self, reference: str) -> frozenset[str]:
+        """What else a Consent may mean a practitioner by: her roles, their organizations, her care teams and groups."""
+        if not reference.startswith("Practitioner/"):
+            return NOBODY
+        roles = await self._find("PractitionerRole", ("practitioner", reference))
+        found = {f"PractitionerRole/{role['id']}" for role in roles}
+        for role in roles:
+            organization = (role.get("organization") or {}).get("reference")
+            if isinstance(organization, str):
+                found.add(local(organization, self._base)[0])
+        for kind, code in (("CareTeam", "participant"), ("Group", "member")):
+            found |= {f"{kind}/{one['id']}" for one in await self._find(kind, (code, reference))}
+        return frozenset(found)
 
     async def _care_team(self, reference: str) -> frozenset[str]:
         """The patients of active care teams that name this practitioner."""

@@ -211,6 +211,34 @@ async def test_consent_takes_a_patient_out(secured: Secured, put: Put, records: 
     assert await seen(secured, other) == everyone
 
 
+@pytest.mark.parametrize("named", ["PractitionerRole/pr6", "Organization/org6", "CareTeam/ct6", "Group/g6"])
+async def test_a_denial_reaches_whom_it_names_by_role_or_team(
+    secured: Secured, put: Put, records: None, named: str
+) -> None:
+    me = {"reference": "Practitioner/d6"}
+    await put({"resourceType": "Organization", "id": "org6", "name": "North"})
+    await put(
+        {
+            "resourceType": "PractitionerRole",
+            "id": "pr6",
+            "practitioner": me,
+            "organization": {"reference": "Organization/org6"},
+        }
+    )
+    await put({"resourceType": "CareTeam", "id": "ct6", "participant": [{"member": me}]})
+    await put({"resourceType": "Group", "id": "g6", "type": "practitioner", "actual": True, "member": [{"entity": me}]})
+    await secured.user("six", "practitioner", "Practitioner/d6", reach="all")
+    await secured.user("seven", "practitioner", "Practitioner/d7", reach="all")
+    six, seven = await secured.token("user/*.rs", user="six"), await secured.token("user/*.rs", user="seven")
+    everyone = {"c1", "c2", "c3"}
+    await put(consent("n6", "c1", {"type": "deny", "actor": actor(named)}))
+    assert (await seen(secured, six), await seen(secured, seven)) == ({"c2", "c3"}, everyone)
+    exception = {"type": "permit", "actor": actor(named)}
+    await put(consent("n6", "c1", {"type": "deny", "provision": [exception]}))
+    assert (await seen(secured, six), await seen(secured, seven)) == (everyone, {"c2", "c3"})
+    await put(consent("n6", "c1", None, status="inactive"))
+
+
 async def test_what_concerns_two_is_hidden_if_one_of_them_objects(
     secured: Secured, put: Put, records: None, ec_key: Any
 ) -> None:

@@ -670,5 +670,6 @@ async def test_16_figures(hooks: Hooks) -> None:
     rules = {part[0]["valueCanonical"]: part[1]["valueInteger"] for part in parts(status, "rule")}
     assert rules["https://fhir-server.org/fhir/PlanDefinition/hypertension-follow-up|1.0.0"] >= 1
     text = (await hooks.http.get("http://test/metrics")).text
-    assert 'fhir_hooks_firings_total{rule="https://fhir-server.org/fhir/PlanDefinition/hypertension-follow-up"' in text
+    assert 'fhir_hooks_firings_total{type="Task"}' in text
+    assert "hypertension" not in text, "no token is asked for it"
     assert "fhir_hooks_lag_seconds_bucket" in text and "fhir_hooks_queue_depth" in text
