@@ -346,3 +346,38 @@ async def test_the_audit_names_the_kick_off_and_every_file(mongo_url: str, tmp_p
         assert len(resources) >= len(events), "administrators may take the audit along"
         answer = await secured.http.get("$export", headers=headers | ASYNC)
         assert answer.status_code == 202
+
+
+GONE = {"gone-1": "p1", "gone-r": "p1", "gone-2": "p2", "gone-3": "p3", "gone-4": "p4", "gone": ""}
+WHO_HEARS = [
+    (Asker("system/*.rs"), set(GONE) - {"gone-3"}),
+    (Asker("system/*.rs", client="other"), set(GONE) - {"gone-3", "gone-r"}),
+    (Asker("user/*.rs", "doctor"), set(GONE) - {"gone-r"}),
+    (Asker("user/*.rs", "nurse"), {"gone-1", "gone-2"}),
+    (Asker("patient/*.rs", "nurse", patient="p1"), {"gone-1"}),
+    (Asker("system/Observation.rs?category=laboratory"), set()),
+]
+
+
+@pytest.mark.parametrize(("asker", "heard"), WHO_HEARS, ids=[str(asker) for asker, _ in WHO_HEARS])
+async def test_what_was_deleted_is_told_to_who_could_have_seen_it(
+    world: Secured, asker: Asker, heard: set[str]
+) -> None:
+    master = await world.token("system/*.cruds", client="master")
+    if (await world.http.get("Observation/gone", headers=master)).status_code == 404:
+        for id, patient in GONE.items():
+            one: Resource = {"resourceType": "Observation", "id": id, "status": "final", "code": {"text": "x"}}
+            if patient:
+                one["subject"] = {"reference": f"Patient/{patient}"}
+            if id == "gone-r":
+                one["meta"] = {"security": [{"system": CONFIDENTIALITY, "code": "R"}]}
+            assert (await world.http.put(f"Observation/{id}", json=one, headers=master)).status_code == 201
+            assert (await world.http.delete(f"Observation/{id}", headers=master)).status_code == 204
+    headers = await asker.headers(world)
+    location = (await kick_off(world.http, "$export?_type=Observation&_since=2020-01-01", headers)).headers[
+        "content-location"
+    ]
+    bundles = await read(world.http, await finished(world.http, location, headers), headers, kind="deleted")
+    assert (await world.http.delete(location, headers=headers)).status_code == 202
+    told = [entry["request"]["url"] for bundle in bundles for entry in bundle["entry"]]
+    assert sorted(told) == sorted(f"Observation/{id}" for id in heard)
