@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from fhir_server.auth.labels import CONFIDENTIALITY
+from fhir_server.automation.delivery import visible
 from fhir_server.store.credentials import Client
+from fhir_server.store.notifications import Notification
 from tests.auth.conftest import Secured, secured_application
 from tests.subscriptions.conftest import Receiver, active, subscription
 
@@ -113,6 +115,38 @@ async def test_a_client_that_is_gone_hears_nothing_more(secured: Secured, receiv
         while (await secured.http.get(f"Subscription/{id}", headers=writer)).json()["status"] != "error":  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert receiver.heard == []
+
+
+async def test_what_a_user_took_back_is_told_no_more(secured: Secured, receiver: Receiver) -> None:
+    """The grant has ended, though user and app are still there."""
+    headers = await secured.token("user/*.cruds", user="doctor")
+    id = await active(secured.http, subscription("Observation", receiver.url), headers)
+    principal = await secured.authority.tokens.principal(headers["Authorization"].removeprefix("Bearer "))
+    await secured.authority.credentials.revoke_grant(principal.grant_id, 2**33)
+    await observe(secured, "e1")
+    writer = await secured.token(ALL, client="master")
+    async with asyncio.timeout(15):
+        while (await secured.http.get(f"Subscription/{id}", headers=writer)).json()["status"] != "error":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert receiver.heard == []
+
+
+async def test_a_version_is_told_if_it_may_be_seen_then_and_now(secured: Secured) -> None:
+    label = {"meta": {"security": [{"system": CONFIDENTIALITY, "code": "R"}]}}
+    for id, first, second in (("f-closed", {}, label), ("f-opened", label, {})):
+        await observe(secured, id, **first)
+        await observe(secured, id, **second)
+
+    async def shown(scope: str, id: str, version: int, *, read: bool) -> bool:
+        headers = await secured.token(scope, client="plain")
+        principal = await secured.authority.tokens.principal(headers["Authorization"].removeprefix("Bearer "))
+        notification = Notification("s", "Observation", id, version, 0)
+        return await visible(secured.server, principal, read, notification) is not None
+
+    assert [await shown(ALL, "f-closed", version, read=True) for version in (1, 2)] == [False, False]
+    assert [await shown(ALL, "f-opened", version, read=True) for version in (1, 2)] == [False, True]
+    found = "system/Observation.s"
+    assert [await shown(found, "f-opened", 2, read=read) for read in (False, True)] == [True, False]
 
 
 async def test_an_internal_address_is_refused(secured: Secured, receiver: Receiver) -> None:
