@@ -281,6 +281,16 @@ async def test_a_proxy_sees_while_consent_permits(secured: Secured, put: Put, re
     ended = {"type": "permit", "actor": actor("RelatedPerson/r1"), "period": {"end": "2020-01-01"}}
     await put(consent("n2", "c2", ended))
     assert await seen(secured, mother) == set()
+    permitted = {"type": "permit", "actor": actor("RelatedPerson/r1")}
+    await put(consent("n2", "c2", permitted, status="inactive"))
+    assert await seen(secured, mother) == set(), "a Consent counts while it is active"
+    await put(consent("n2", "c2", permitted))
+    await put(consent("n3", "c2", {"type": "deny", "actor": actor("RelatedPerson/r1")}))
+    assert await seen(secured, mother) == set(), "a denial wins over a permit"
+    await put(consent("n3", "c2", None, status="inactive"))
+    assert await seen(secured, mother) == {"c2"}
+    await put({"resourceType": "RelatedPerson", "id": "r1", "active": False, "patient": {"reference": "Patient/c2"}})
+    assert await seen(secured, mother) == set(), "who is not related any more stands in for nobody"
     await put(consent("n2", "c2", None, status="inactive"))
 
 

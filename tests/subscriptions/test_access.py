@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from fhir_server.auth.labels import CONFIDENTIALITY
 from fhir_server.automation.delivery import visible
+from fhir_server.errors import Forbidden
+from fhir_server.interactions.context import Context
 from fhir_server.store.credentials import Client
 from fhir_server.store.notifications import Notification
 from tests.auth.conftest import Secured, secured_application
@@ -147,6 +150,16 @@ async def test_a_version_is_told_if_it_may_be_seen_then_and_now(secured: Secured
     assert [await shown(ALL, "f-opened", version, read=True) for version in (1, 2)] == [False, True]
     found = "system/Observation.s"
     assert [await shown(found, "f-opened", 2, read=read) for read in (False, True)] == [True, False]
+
+
+async def test_another_issuers_token_cannot_subscribe(secured: Secured, receiver: Receiver) -> None:
+    headers = await secured.token(ALL, client="plain")
+    principal = await secured.authority.tokens.principal(headers["Authorization"].removeprefix("Bearer "))
+    guard = secured.server.guards["Subscription"]
+    body = {**subscription("Observation", receiver.url), "id": "foreign"}
+    guard(Context(principal, "http://test/fhir"), body)
+    with pytest.raises(Forbidden, match="token of this server"):
+        guard(Context(replace(principal, issuer="https://login.example.org"), "http://test/fhir"), body)
 
 
 async def test_an_internal_address_is_refused(secured: Secured, receiver: Receiver) -> None:
