@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from fhir_server.auth.audit_event import Access
 from fhir_server.auth.labels import CONFIDENTIALITY
-from fhir_server.automation.delivery import visible
+from fhir_server.automation.delivery import Deliveries, visible
 from fhir_server.errors import Forbidden
 from fhir_server.interactions.context import Context
 from fhir_server.store.credentials import Client
@@ -160,6 +161,26 @@ async def test_another_issuers_token_cannot_subscribe(secured: Secured, receiver
     guard(Context(principal, "http://test/fhir"), body)
     with pytest.raises(Forbidden, match="token of this server"):
         guard(Context(replace(principal, issuer="https://login.example.org"), "http://test/fhir"), body)
+
+
+async def test_what_is_told_is_audited(secured: Secured, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it went, in whose name, and whose record it is of."""
+    (deliveries,) = (
+        one for tell in secured.server.written if isinstance(one := getattr(tell, "__self__", 0), Deliveries)
+    )
+    accesses: list[Access] = []
+    monkeypatch.setattr(deliveries, "_record", accesses.append)
+    headers = await secured.token("user/*.cruds", user="doctor")
+    id = await active(secured.http, subscription("Observation?_id=g1", receiver.url), headers)
+    await observe(secured, "g1")
+    await receiver.wait(1)
+    async with asyncio.timeout(15):
+        while not (mine := [one for one in accesses if one.request_id == f"Subscription/{id}"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    (one,) = mine
+    assert (one.interaction, one.status, one.subject, one.client) == ("operation:$notify", 200, "doctor", "app")
+    assert one.address == "127.0.0.1"
+    assert (one.resource_type, one.id, one.version, one.patients) == ("Observation", "g1", 1, ("p1",))
 
 
 async def test_an_internal_address_is_refused(secured: Secured, receiver: Receiver) -> None:
