@@ -21,7 +21,7 @@ from pymongo import AsyncMongoClient
 
 from fhir_server.auth.audit import HEAR_SECONDS, Audit, timed_id
 from fhir_server.auth.audit_event import Access, audit_event
-from fhir_server.auth.chain import chain_key, expected_head, remove_old, verify
+from fhir_server.auth.chain import chain_key, expected_head, remove_old, seal, verify
 from fhir_server.auth.journal import SEGMENT, Journal
 from fhir_server.errors import Unavailable
 from fhir_server.model.resource import load
@@ -124,6 +124,17 @@ async def test_tampering_shows(log: AuditLog, tmp_path: Path) -> None:
     await chain.delete_many({"_id": {"$lte": 3}})
     await state.insert_one({"_id": "start", "n": 3, "h": links[2].seal, "m": "0" * 64})
     assert "not set by this server" in await problem()
+
+
+def test_a_seal_is_over_the_event_its_place_and_all_before_it() -> None:
+    """What is left out of it could be exchanged: with an event of another copy, of another number, of another server."""
+    key, raw = chain_key(SECRET), b'{"resourceType":"AuditEvent"}'
+    one = seal(key, "before", 1, raw)
+    others = [seal(key, "other", 1, raw), seal(key, "before", 2, raw), seal(key, "before", 1, raw + b" ")]
+    others += [seal(chain_key(b"o" * 32), "before", 1, raw), seal(key, "", 1, raw), seal(key, "before\n1", 1, raw)]
+    assert one not in others
+    assert len(set(others)) == len(others)
+    assert one == seal(key, "before", 1, raw)
 
 
 async def test_retention_takes_the_oldest_and_the_chain_still_verifies(log: AuditLog, tmp_path: Path) -> None:
