@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import signal
 import subprocess
@@ -558,3 +559,31 @@ async def test_logins_and_failed_ones_are_audited(secured: Secured) -> None:
     assert told == [("110122", "4"), ("110122", "0"), ("110123", "0")]
     assert {event["agent"][0]["who"]["identifier"]["value"] for event in events} == {"logs-in"}
     assert PASSWORD not in str(found)
+
+
+async def test_what_cannot_be_audited_is_not_answered(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = await secured.token("system/*.cruds", client="service")
+    body = {"resourceType": "Patient", "id": "unseen", "name": [{"family": "Secret"}]}
+    assert (await secured.http.put("Patient/unseen", json=body, headers=headers)).status_code == 201
+
+    def refuse(lines: bytes) -> None:
+        raise Unavailable("The audit journal cannot be written", retry_after=30)
+
+    monkeypatch.setattr(secured.server.rooms["audit"], "record_lines", refuse)
+    for url in ("Patient/unseen", "Patient?family=Secret", "Patient/unseen/_history", "Patient/unseen/$everything"):
+        answer = await secured.http.get(url, headers=headers)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "30"), url
+        assert "Secret" not in answer.text
+
+
+async def test_one_token_from_two_places_is_audited_as_such(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of a token for the journal's lines is remembered for each address."""
+    headers = await secured.token("system/*.cruds", client="service")
+    await secured.http.put("Patient/twice", json={"resourceType": "Patient", "id": "twice"}, headers=headers)
+    lines: list[bytes] = []
+    monkeypatch.setattr(secured.server.rooms["audit"], "record_lines", lines.append)
+    for address in ("10.0.0.1", "10.0.0.2", "10.0.0.1"):
+        transport = httpx.ASGITransport(secured.app, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/fhir/") as http:
+            assert (await http.get("Patient/twice", headers=headers)).status_code == 200
+    assert [json.loads(line)[6] for line in lines] == ["10.0.0.1", "10.0.0.2", "10.0.0.1"]
