@@ -145,11 +145,11 @@ def test_a_flood_of_issues_is_cut() -> None:
     ids=["numbers", "empty objects", "primitives", "siblings", "unknown elements"],
 )
 def test_a_flood_of_wrong_items_costs_little(wrong: dict[str, Any]) -> None:
-    """Looking at each took 25 µs: a body of 64 MB, the answer to none else for ten minutes."""
+    """Judging each took some 8 µs: a body of 64 MB, four minutes in which nobody else was answered."""
     started = time.process_time()
     issues = check({"resourceType": "Patient", **wrong})
     assert len(issues) == 1001 and issues[0].is_error
-    assert time.process_time() - started < 2.5
+    assert time.process_time() - started < 0.4
 
 
 def test_nulls_in_any_number_hide_no_error() -> None:
