@@ -77,7 +77,8 @@ def patients_of(resource: Resource, others: Mapping[str, frozenset[str]]) -> fro
     resource_type = resource["resourceType"]
     found = {resource["id"]} if resource_type == "Patient" else set()
     for reference in references(resource.get(THROUGH.get(resource_type, ""))):
-        found |= others.get(reference, frozenset())
+        if not reference.startswith("Patient/"):  # that patient's, and not those whom it links to
+            found |= others.get(reference, frozenset())
     for path in COMPARTMENT.get(resource_type, ()):
         values: list[Any] = [resource]
         for step in path.split("."):

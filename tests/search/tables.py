@@ -23,10 +23,11 @@ import yaml
 from fhir_server.errors import BadRequest
 from fhir_server.interactions.context import Server
 from fhir_server.search import execute, parse
-from fhir_server.search.index import index
+from fhir_server.search.index import Indexed, index
 from fhir_server.search.match import Candidate, World, matches
 from fhir_server.search.operands import Members
 from fhir_server.search.query import Query
+from fhir_server.search.records import THROUGH, about
 from fhir_server.search.registry import Registry
 from fhir_server.search.restrict import unrestricted
 from fhir_server.search.valuesets import Expansion, StoredTerminology
@@ -135,10 +136,16 @@ class InMemory:
 
 
 def _by_type(registry: Registry, resources: Iterable[dict[str, Any]]) -> dict[str, list[Candidate]]:
+    """What is about others is in their patients' records, as writing it has it."""
     found: dict[str, list[Candidate]] = {}
-    for resource in resources:
-        kind = resource["resourceType"]
-        found.setdefault(kind, []).append(Candidate(kind, resource["id"], index(registry, resource, base=BASE)))
+    patients: dict[tuple[str, str], tuple[str, ...]] = {}
+    for resource in sorted(resources, key=lambda one: one["resourceType"] in THROUGH):
+        kind, id = resource["resourceType"], resource["id"]
+        indexed = index(registry, resource, base=BASE)
+        led = [patient for key in about(resource, BASE) for patient in patients.get(key, ())]
+        indexed = Indexed(indexed.entries, tuple(dict.fromkeys((*indexed.patients, *led))))
+        patients[kind, id] = indexed.patients
+        found.setdefault(kind, []).append(Candidate(kind, id, indexed))
     return found
 
 
