@@ -49,6 +49,8 @@ def keys(outcome: Outcome, account: Account) -> list[Key]:
             found.append(("Provenance", provenance_id(outcome.patient, change.slot.key, change.n)))
     if outcome.retagged and (outcome.explained or account.suspect):
         found.append(("Provenance", tags_provenance_id(outcome.patient)))
+    if account.suspect:
+        found += outcome.interpreted
     return found if account.suspect else [key for key in found if key not in account.written]
 
 
@@ -64,6 +66,14 @@ def effects(
     writer.finish()
     for key, rule in outcome.interpreted.items():
         reading = chart.get(key)
+        newer = current.get(key)
+        if (
+            newer is not None
+            and reading is not None
+            and reading.stored is not None
+            and newer.version > reading.stored.version
+        ):
+            continue  # told of again, or late: what is said of a version that was replaced goes nowhere
         if reading is not None and reading.stored is not None:
             writer.put(reading.resource, reading.stored, rule, checked=True)
     if outcome.tagged is not None:
