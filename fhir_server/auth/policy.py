@@ -135,7 +135,7 @@ class Policy:
             if kind != "*" and not self._alternatives(principal, permission, kind):
                 raise Forbidden(f"This token's user or context does not allow {_words(interaction, resource_type)}")
             # What nobody described narrows nothing either: it is for those who are not limited.
-            if not needed and not self._is_wide(principal, permission):
+            if not needed and not self._is_wide(principal, permission, "*"):
                 raise Forbidden(f"{_words(interaction, resource_type)} is for those who may see every patient")
         principal.known[asked] = True
 
@@ -230,14 +230,13 @@ class Policy:
         everybody may, though some object and some resources are labelled: otherwise one patient's objection would end
         every service's PUT. What is learnt by it is that an id, guessed as a whole, is taken.
         """
-        return principal.everything or any(
-            one.patients is None and not one.parameters for one in self._alternatives(principal, "u", resource_type)
-        )
+        return principal.everything or self._is_wide(principal, "u", resource_type)
 
-    def _is_wide(self, principal: Principal, permission: str) -> bool:
-        """Whether some scope allows it for all types and everybody's record; objections and labels aside."""
+    def _is_wide(self, principal: Principal, permission: str, resource_type: str) -> bool:
+        """Whether some scope allows it for everybody's record (of all types: `*`); objections and labels aside."""
         return any(
-            one.patients is None and not one.parameters for one in self._alternatives(principal, permission, "*")
+            one.patients is None and not one.parameters
+            for one in self._alternatives(principal, permission, resource_type)
         )
 
     def refuse_write(self, resource_type: str) -> Forbidden:

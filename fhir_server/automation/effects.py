@@ -50,8 +50,8 @@ def keys(outcome: Outcome, account: Account) -> list[Key]:
     if outcome.retagged and (outcome.explained or account.suspect):
         found.append(("Provenance", tags_provenance_id(outcome.patient)))
     if account.suspect:
-        found += outcome.interpreted
-    return found if account.suspect else [key for key in found if key not in account.written]
+        return [*found, *outcome.interpreted]
+    return [key for key in found if key not in account.written]
 
 
 def effects(

@@ -197,8 +197,7 @@ async def _prepare(server: Server, context: Context, writes: list[Entry]) -> lis
     puts: list[Put] = []
     problems: list[Issue] = []
     beside: dict[Key, Sequence[str]] = {}
-    # What is about others comes after them: it stands in their patients' records.
-    for number, entry in enumerate(sorted(writes, key=_is_about_others)):
+    for number, entry in enumerate(sorted(writes, key=_turn)):
         if number % BREATH == BREATH - 1:
             await asyncio.sleep(0)
         try:
@@ -216,8 +215,8 @@ async def _prepare(server: Server, context: Context, writes: list[Entry]) -> lis
     return puts
 
 
-def _is_about_others(entry: Entry) -> int:
-    """A Provenance may be about a Task."""
+def _turn(entry: Entry) -> int:
+    """When it is prepared: what is about others after them, and a Provenance last, which may be about a Task."""
     kind = entry.call.path[0]
     return 0 if kind not in THROUGH else 2 if kind == "Provenance" else 1
 

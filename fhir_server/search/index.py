@@ -32,10 +32,7 @@ def index(registry: Registry, resource: Mapping[str, Any], *, base: str = "") ->
     """
     indexer = _indexer(registry, str(resource.get("resourceType", "")))
     entries = indexer.entries(resource, base)
-    patients = indexer.patients(resource, entries)
-    if resource.get("resourceType") in CARRIERS:
-        patients = tuple(dict.fromkeys((*patients, *mentioned(resource, base))))
-    return Indexed(entries, patients)
+    return Indexed(entries, indexer.patients(resource, entries, base))
 
 
 class _Indexer:
@@ -96,8 +93,10 @@ class _Indexer:
             work.entries[fulltext.CONTENT] = found
         return work.entries
 
-    def patients(self, resource: Mapping[str, Any], entries: Mapping[str, Any]) -> tuple[str, ...]:
+    def patients(self, resource: Mapping[str, Any], entries: Mapping[str, Any], base: str) -> tuple[str, ...]:
         found: dict[str, None] = {}
+        if self._resource_type in CARRIERS:
+            found.update(dict.fromkeys(mentioned(resource, base)))
         if self._resource_type == "Patient" and "id" in resource:
             found[resource["id"]] = None
         for field, single in self._patients:

@@ -108,21 +108,16 @@ def _now() -> int:
 async def _anew(store: Store, registry: Registry, batch: Sequence[Stored], base: str) -> list[Stored]:
     """Whose record what it is about put it in when it was written stays; looked for only where it is in nobody's."""
     resources = [load(stored.raw) for stored in batch]
-    wanted = {
-        key
-        for stored, resource in zip(batch, resources, strict=True)
-        if not stored.patients
-        for key in about(resource, base)
-    }
-    found = await patients_of(store, wanted)
+    leads = [
+        [] if stored.patients else about(resource, base) for stored, resource in zip(batch, resources, strict=True)
+    ]
+    found = await patients_of(store, {key for keys in leads for key in keys})
     made: list[Stored] = []
-    for stored, resource in zip(batch, resources, strict=True):
+    for stored, resource, keys in zip(batch, resources, leads, strict=True):
         indexed = index(registry, resource, base=base)
-        kept: Sequence[str] = ()
-        if stored.resource_type in THROUGH:
-            looked_up = [id for key in about(resource, base) for id in found.get(key, ())]
-            kept = stored.patients or looked_up
-        patients = tuple(dict.fromkeys((*indexed.patients, *kept)))
+        kept = stored.patients if stored.resource_type in THROUGH else ()
+        led = (id for key in keys for id in found.get(key, ()))
+        patients = tuple(dict.fromkeys((*indexed.patients, *kept, *led)))
         made.append(replace(stored, entries=indexed.entries, patients=patients))
     return made
 
