@@ -273,10 +273,6 @@ class Authorizations:
         await self._keep(request)
         return request
 
-    async def choose_anew(self, request: Request) -> None:
-        """What was chosen is forgotten: somebody else may go on."""
-        await self._keep(_without_choice(request))
-
     async def choose_visit(self, request: Request, user: User, encounter: str) -> Request:
         """Of the request's patient; empty for none. The caller has made sure that the user may see it."""
         request = replace(request, encounter=encounter, visit_asked=True, chosen_by=user.name)

@@ -66,15 +66,12 @@ def effects(
     writer.finish()
     for key, rule in outcome.interpreted.items():
         reading = chart.get(key)
-        newer = current.get(key)
+        if reading is None or reading.stored is None:
+            continue
+        newest = current.get(key, reading.stored)
         if (
-            newer is not None
-            and reading is not None
-            and reading.stored is not None
-            and newer.version > reading.stored.version
-        ):
-            continue  # told of again, or late: what is said of a version that was replaced goes nowhere
-        if reading is not None and reading.stored is not None:
+            newest.version <= reading.stored.version
+        ):  # else told of again, or late: a version that was replaced is let be
             writer.put(reading.resource, reading.stored, rule, checked=True)
     if outcome.tagged is not None:
         reading = chart.get(("Patient", outcome.patient))

@@ -207,7 +207,6 @@ async def logout(request: HttpRequest) -> Response:
         who = {"subject": session.user.name, "user": session.user.fhir_user, "client": client.id}
         authority.record("logout", 200, address=address_of(request), **who)
     await authority.authorizations.log_out(request.cookies.get(_name(authority, "session"), ""))
-    await authority.authorizations.choose_anew(wanted)
     response = _go_on(request, wanted)
     _drop(authority, response, "session")
     return response
